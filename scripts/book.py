@@ -1,0 +1,121 @@
+"""Build the book: execute the chapters that changed, once, then make the pages from the executed copies.
+
+What an execution depends on (its chapter, src/ with the stored results, the locked versions, this file) is hashed, and
+a chapter is executed again whenever any of it changed. `make book` and `make test` both come here, so they share one
+execution, which is also the test of the chapters: a cell that fails, or a warning from a cell or our package, stops it.
+
+    python scripts/book.py                     build/book/_build/html/index.html
+    python scripts/book.py repository ADDRESS  change the repository's address wherever the project names it
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK, BUILD = ROOT / "book", ROOT / "build"
+EXECUTED, PAGES = BUILD / "executed", BUILD / "book"
+STAMPS = EXECUTED / "stamps.json"
+INDEX = PAGES / "_build" / "html" / "index.html"
+LEFTOVERS = {"__pycache__", ".ipynb_checkpoints", "_build", "bayesprompt.egg-info"}
+
+# IPython runs this as each kernel starts, after it has set filters of its own.
+WARNINGS_ARE_ERRORS = r"""
+import warnings
+warnings.filterwarnings("error", module=r"bayesprompt(\.|$)")
+warnings.filterwarnings("error", module=r"__main__$")
+"""
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file of a folder less leftovers, in one order."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not LEFTOVERS.intersection(path.relative_to(folder).parts))
+
+
+def digest(*paths: Path, more: str = "") -> str:
+    """One hash of the names and contents of files, and of all files in folders."""
+    total = hashlib.sha256(more.encode())
+    for path in (p for given in paths for p in (files(given) if given.is_dir() else [given])):
+        content = path.read_bytes()
+        total.update(f"{path.relative_to(ROOT)} {len(content)} ".encode() + content)
+    return total.hexdigest()
+
+
+def execute() -> None:
+    """Bring the executed copies of all chapters up to date."""
+    common = digest(ROOT / "src", ROOT / "requirements" / "lock.txt", Path(__file__), more=sys.version)
+    wanted = {str(p.relative_to(BOOK)): digest(p, more=common) for p in files(BOOK) if p.suffix == ".ipynb"}
+    done = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
+    kept = {name: stamp for name, stamp in wanted.items() if done.get(name) == stamp and (EXECUTED / name).exists()}
+    changed = sorted(wanted.keys() - kept.keys())
+    print(f"chapters: {len(changed)} to execute, {len(kept)} unchanged since they were executed", flush=True)
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    STAMPS.write_text(json.dumps(kept))
+    if not changed:
+        return
+    for name in changed:
+        (EXECUTED / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(BOOK / name, EXECUTED / name)
+    startup = BUILD / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / "00-warnings.py").write_text(WARNINGS_ARE_ERRORS)
+    with tempfile.TemporaryDirectory() as cache:  # the book shows the shipped results, not those of whoever builds it
+        environment = {**os.environ, "IPYTHONDIR": str(BUILD / "ipython"), "BAYESPROMPT_CACHE": cache}
+        nbmake = ["pytest", "--nbmake", "--overwrite", "--nbmake-timeout=900", "-n2", "-p", "no:cacheprovider"]
+        run(*nbmake, *(str(EXECUTED / name) for name in changed), env=environment)
+    STAMPS.write_text(json.dumps(wanted))
+
+
+def build() -> None:
+    """Make the pages; a warning of Sphinx is an error."""
+    address = os.environ.get("REPOSITORY", "")
+    stamp, now = PAGES / "stamp", digest(BOOK, STAMPS, more=address)
+    if stamp.exists() and stamp.read_text() == now:
+        print("pages: unchanged")
+        return
+    shutil.rmtree(PAGES, ignore_errors=True)  # from scratch: Sphinx repeats no warning about a page that it kept
+    shutil.copytree(BOOK, PAGES, ignore=shutil.ignore_patterns(*LEFTOVERS, "*.ipynb"))
+    for name in json.loads(STAMPS.read_text()):
+        (PAGES / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(EXECUTED / name, PAGES / name)
+    if address:
+        readdress(address, files(PAGES))
+    run("jupyter-book", "build", str(PAGES), "-W", "-n", "--keep-going", "--quiet")
+    stamp.write_text(now)
+
+
+def readdress(address: str, among: list[Path]) -> None:
+    """Replace the repository's address, the one in book/_config.yml, in settings, chapters and texts."""
+    lines = (BOOK / "_config.yml").read_text(encoding="utf-8").splitlines()
+    old = next(line.split()[1] for line in lines if line.startswith("  url: "))
+    for path in among:
+        if path.suffix in {".yml", ".ipynb", ".py", ".md", ".cff", ".toml"} and old in (
+            text := path.read_text("utf-8")
+        ):
+            path.write_text(text.replace(old, address.removesuffix("/").removesuffix(".git")), "utf-8")
+
+
+def run(program: str, *arguments: str, **options: object) -> None:
+    """Run a program of this environment; stop with its exit code if it fails."""
+    found = Path(sys.executable).with_name(program)
+    if code := subprocess.run([str(found), *arguments], cwd=ROOT, **options).returncode:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["repository"]:
+        readdress(sys.argv[2], [path for path in ROOT.iterdir() if path.is_file()] + files(BOOK))
+        sys.exit()
+    BUILD.mkdir(exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two builds at once the second waits, then finds the work done
+        execute()
+        build()
+    print(INDEX)

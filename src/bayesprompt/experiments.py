@@ -1,0 +1,380 @@
+"""The experiments as data, and the cells they consist of: (experiment, architecture, method) with all repetitions."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from bayesprompt.fitting import FitConfig, fit
+from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, Transformer, make_predictor
+from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
+from bayesprompt.regret import cumulative_regret, excess_log_loss, log_loss
+from bayesprompt.sources import BetaCoins, Coin, Source, to_config
+from bayesprompt.store import Store, load_arrays, save_arrays, tree_hash
+from bayesprompt.tuners import METHODS, PREFIX_METHODS, hard_search, make_tuner
+
+RANDOM_COINS = BetaCoins(1.0, 1.0)
+BAYES_METHODS = ("TargetBayes", "PreBayes", "PreBayesPT")
+NETWORK_METHODS = ("NoTuning", "RandomPF", *METHODS)
+NETWORKS = ("Pretrained", "Untrained")
+# Predictions are tabulated by step and heads up to this step: the posterior a network seems to hold (see `tabulate`).
+TABULATED_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is computed: `smoke` takes seconds (tests), `quick` about a laptop minute a cell, `paper` is the paper."""
+
+    pretraining: FitConfig
+    tuning: FitConfig
+    repetitions: int
+    sequences: int
+    length: int
+    width: int = 128
+
+
+SCALES = {
+    "smoke": Scale(FitConfig(20, 16, 20, 1e-2), FitConfig(20, 16, 10, 5e-3), 2, 32, 20, width=16),
+    "quick": Scale(FitConfig(500, 128, 100, 1e-3), FitConfig(300, 128, 50, 5e-3), 3, 512, 200),
+    "paper": Scale(FitConfig(1000, 256, 100, 1e-3), FitConfig(1000, 256, 50, 5e-3), 10, 2048, 200),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A target, the networks tuned to it, and what the paper's figure of it is called."""
+
+    title: str
+    figures: str
+    target: Source
+    network: str = "Pretrained"
+    prefix_length: int = 6
+    architectures: tuple[str, ...] = ("lstm", "transformer")
+
+
+EXPERIMENTS = {
+    "pretraining": Experiment("Networks trained on random coins, or not at all", "Section 2, Eq. 6", RANDOM_COINS),
+    "single-coin": Experiment("Random coins to a single coin", "Figures 1 and A5", Coin(0.2)),
+}
+
+
+class Cell(NamedTuple):
+    """The unit of work and of storage: one method on one network, all repetitions."""
+
+    experiment: str
+    architecture: str
+    method: str
+    scale: str = "paper"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The stem of the cell's files."""
+        return ".".join(map(str, self))
+
+
+def methods_of(experiment: str, architecture: str) -> tuple[str, ...]:
+    """Return the methods that exist for one experiment and architecture ("bayes": the exact predictors)."""
+    if experiment == "pretraining":
+        return NETWORKS if architecture != "bayes" else ()
+    if architecture == "bayes":
+        return BAYES_METHODS
+    return tuple(m for m in NETWORK_METHODS if not (m == "LoRAWT" and architecture == "lstm"))
+
+
+def cells(
+    experiment: str | None = None,
+    architecture: str | None = None,
+    method: str | None = None,
+    scale: str = "paper",
+    seed: int = 0,
+) -> list[Cell]:
+    """Return the cells that match, base networks first; raises ValueError for an unknown name or a match of none."""
+    _check_choice("experiment", experiment, EXPERIMENTS)
+    _check_choice("architecture", architecture, ("bayes", "lstm", "transformer"))
+    _check_choice("method", method, (*BAYES_METHODS, *NETWORK_METHODS, *NETWORKS))
+    _check_choice("scale", scale, SCALES)
+    if seed < 0:
+        raise ValueError(f"seed = {seed}: must be >= 0")
+    found = [
+        Cell(e, a, m, scale, seed)
+        for e, spec in EXPERIMENTS.items()
+        if experiment in (e, None)
+        for a in ("bayes", *spec.architectures)
+        if architecture in (a, None)
+        for m in methods_of(e, a)
+        if method in (m, None)
+    ]
+    if not found:
+        if method == "LoRAWT" and architecture == "lstm":
+            make_tuner("LoRAWT", LSTM())  # raises with the reason
+        raise ValueError(f"method = {method}: not part of experiment {experiment} with architecture {architecture}")
+    return found
+
+
+def _check_choice(argument: str, value: str | None, allowed: Any) -> None:
+    if value is not None and value not in allowed:
+        raise ValueError(f"{argument} = {value}: must be one of {', '.join(allowed)}")
+
+
+def architecture_of(cell: Cell) -> Architecture:
+    """Return the network's sizes at the cell's scale."""
+    width = SCALES[cell.scale].width
+    return LSTM(2, width, width) if cell.architecture == "lstm" else Transformer(2, width, 4, 1, 4 * width)
+
+
+def network_cell(cell: Cell) -> Cell:
+    """Return the cell of the base network that this cell tunes."""
+    return Cell("pretraining", cell.architecture, EXPERIMENTS[cell.experiment].network, cell.scale, cell.seed)
+
+
+def cell_config(cell: Cell, network_hash: str | None = None) -> dict[str, Any]:
+    """Return everything that decides a cell's numbers, as JSON values."""
+    scale, experiment = SCALES[cell.scale], EXPERIMENTS[cell.experiment]
+    config = {
+        **cell._asdict(),
+        "target": to_config(experiment.target),
+        "sequences": scale.sequences,
+        "length": scale.length,
+    }
+    if cell.architecture != "bayes":
+        config["sizes"] = {"type": cell.architecture, **asdict(architecture_of(cell))}
+    if cell.experiment == "pretraining":
+        steps = scale.pretraining.steps if cell.method == "Pretrained" else 0
+        return config | {"fit": asdict(scale.pretraining) | {"steps": steps}, "length": scale.pretraining.length}
+    config |= {"pretraining": to_config(RANDOM_COINS), "network": network_hash}
+    if cell.method in ("RandomPF", "PreBayesPT", *PREFIX_METHODS):
+        config["prefix_length"] = experiment.prefix_length
+    if cell.method == "LoRAWT":
+        config["rank"] = 4
+    if cell.method in METHODS and cell.method != "HardPT":
+        config["fit"] = asdict(scale.tuning)
+    if cell.method in ("HardPT", "PreBayesPT"):
+        config["search"] = {"sequences": scale.sequences, "length": scale.tuning.length}
+    return config | {"repetitions": repetitions_of(cell)}
+
+
+def repetitions_of(cell: Cell) -> int:
+    """Return the number of repetitions: one for whatever involves no drawn start and no drawn tuning data."""
+    single = (*BAYES_METHODS, "NoTuning", "HardPT")
+    return 1 if cell.method in single else SCALES[cell.scale].repetitions
+
+
+# What a seed is used for; each use draws from its own stream.
+_STREAMS = ("init", "pretrain", "tune", "search", "evaluate")
+
+
+def stream(cell: Cell, use: str) -> jax.Array:
+    """Return the random key for one use of a cell's seed; the same for all methods of an experiment."""
+    return jax.random.fold_in(jax.random.key(cell.seed), _STREAMS.index(use))
+
+
+def evaluation_data(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """Return the evaluation sequences (B, N) and their latents: the same for every method and repetition."""
+    scale, length = SCALES[cell.scale], cell_config(cell)["length"]
+    tokens, latent = EXPERIMENTS[cell.experiment].target.sample(stream(cell, "evaluate"), scale.sequences, length)
+    return np.asarray(tokens), np.asarray(latent)
+
+
+def load_cell(cell: Cell, store: Store) -> xr.Dataset | None:
+    """Return a finished cell of exactly today's configuration and of the store's own base network, or None."""
+    if cell.experiment == "pretraining" or cell.architecture == "bayes":
+        return store.load(cell.name, cell_config(cell))
+    base = load_cell(network_cell(cell), store)
+    return store.load(cell.name, cell_config(cell, base.attrs["network"])) if base is not None else None
+
+
+def load_network(cell: Cell, store: Store) -> tuple[Predictor, Params] | None:
+    """Return the base network of a cell (or the network that the cell is) if its arrays are intact, or None."""
+    cell = cell if cell.experiment == "pretraining" else network_cell(cell)
+    dataset, predictor = load_cell(cell, store), make_predictor(architecture_of(cell))
+    path = store.find(cell.name, ".safetensors")
+    if dataset is None or path is None:
+        return None
+    params = load_arrays(path, jax.eval_shape(predictor.init, jax.random.key(0)))
+    return (predictor, params) if tree_hash(params) == dataset.attrs["network"] else None
+
+
+def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | None = None) -> xr.Dataset:
+    """Return a cell's results: from disk if they are there, else computed (after its base network) and stored.
+
+    A run killed at any moment continues from its last checkpoint; a second process waits for the first.
+    """
+    if cell.experiment != "pretraining" and cell.architecture != "bayes":
+        run_cell(network_cell(cell), store)
+    with store.lock(cell.name):
+        found = load_cell(cell, store)
+        if found is not None and (cell.experiment != "pretraining" or load_network(cell, store)):
+            return found
+        began = time.monotonic()
+        if cell.experiment == "pretraining":
+            config = cell_config(cell)
+            dataset, params = _network(cell, store, progress)
+            save_arrays(store.folder / f"{cell.name}.safetensors", params)
+        elif cell.architecture == "bayes":
+            config = cell_config(cell)
+            dataset = _bayes(cell)
+        else:
+            predictor, params = load_network(cell, store)
+            config = cell_config(cell, tree_hash(params))
+            dataset = _tuned(cell, store, config, predictor, params, progress)
+        dataset = store.save(cell.name, dataset, config, time.monotonic() - began)
+        store.checkpoint(cell.name, config).unlink(missing_ok=True)
+        return dataset
+
+
+def _network(cell: Cell, store: Store, progress: Callable | None) -> tuple[xr.Dataset, Params]:
+    """Train a network on random coins (or leave it as drawn), and compare it with Laplace's rule (Eq. 6)."""
+    scale, config, predictor = SCALES[cell.scale], cell_config(cell), make_predictor(architecture_of(cell))
+    params, loss = predictor.init(stream(cell, "init")), np.zeros((1, 0), np.float32)
+    if cell.method == "Pretrained":
+        full, checkpoint = make_tuner("FullWT", predictor.architecture), store.checkpoint(cell.name, config)
+        key = stream(cell, "pretrain")
+        phi, loss = fit(predictor, full, params, RANDOM_COINS, scale.pretraining, key, 1, checkpoint, progress)
+        params = jax.tree.map(lambda x: x[0], phi)
+    tokens, latent = evaluation_data(cell)
+    log_probs = predict_all(predictor, params, NO_PREFIX, tokens)
+    bayes = RANDOM_COINS.bayes_log_probs(tokens)
+    excess = excess_log_loss(log_probs, tokens, bayes)
+    regret = cumulative_regret(log_probs, tokens, RANDOM_COINS.oracle_log_probs(tokens, latent))
+    dataset = xr.Dataset(
+        {
+            "training_loss": ("step", loss[0]),
+            "regret": (("repetition", "n"), regret.mean[None]),
+            "regret_stderr": (("repetition", "n"), regret.stderr[None]),
+            "excess": ("n", excess.mean),
+            "excess_stderr": ("n", excess.stderr),
+            "kl": ("n", (np.exp(bayes) * (bayes - log_probs)).sum(-1).mean(0)),
+            "prediction": (("repetition", "seen", "heads"), tabulate(log_probs, tokens)[None]),
+        },
+        attrs={"network": tree_hash(params)},
+    )
+    return _label(dataset), params
+
+
+def _bayes(cell: Cell) -> xr.Dataset:
+    """Evaluate an exact predictor: of the target, of random coins, or of random coins after the best hard prompt."""
+    experiment, (tokens, latent) = EXPERIMENTS[cell.experiment], evaluation_data(cell)
+    target, extra = experiment.target, {}
+    if cell.method == "TargetBayes":
+        log_probs = target.bayes_log_probs(tokens)
+    else:
+        prompt = np.zeros(2)
+        if cell.method == "PreBayesPT":
+            # Order does not matter to an exchangeable predictor: the K**L prompts are one per composition of counts.
+            data = np.asarray(_search_data(cell))
+            compositions = prompt_compositions(experiment.prefix_length, 2)
+            losses = [log_loss(_conditioned(p, data), data).sum(1).mean() for p in compositions]
+            prompt = compositions[int(np.argmin(losses))]
+            extra = {"prompt_counts": ("token", prompt), "search_loss": ("candidate", np.array(losses))}
+        log_probs = _conditioned(prompt, tokens)
+    return _label(_evaluated([log_probs], tokens, target.oracle_log_probs(tokens, latent)).assign(extra))
+
+
+def _conditioned(prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return the random-coins Bayes predictor's log-probabilities after a prompt with these counts."""
+    onehot = np.eye(2)[tokens]
+    return RANDOM_COINS.predictive_log_probs(np.cumsum(onehot, axis=1) - onehot + prompt)
+
+
+def _search_data(cell: Cell) -> jax.Array:
+    """Return the fresh target sequences on which hard prefixes are scored."""
+    scale = SCALES[cell.scale]
+    target = EXPERIMENTS[cell.experiment].target
+    return target.sample(stream(cell, "search"), scale.sequences, scale.tuning.length)[0]
+
+
+def _tuned(
+    cell: Cell, store: Store, config: dict, predictor: Predictor, base: Params, progress: Callable | None
+) -> xr.Dataset:
+    """Tune the base network to the target with one method, and evaluate every repetition."""
+    experiment, scale, extra = EXPERIMENTS[cell.experiment], SCALES[cell.scale], {}
+    key, repetitions = stream(cell, "tune"), repetitions_of(cell)
+    if cell.method == "NoTuning":
+        models = [(base, NO_PREFIX)]
+    elif cell.method == "HardPT":
+        search = hard_search(predictor, base, experiment.prefix_length, _search_data(cell))
+        models = [(base, hard_prefix(search.prefix))]
+        extra["search_loss"] = ("candidate", search.loss)
+    else:
+        # RandomPF reads what RealPT starts from: RealPT after no step.
+        method = "RealPT" if cell.method == "RandomPF" else cell.method
+        tuner = make_tuner(method, predictor.architecture, experiment.prefix_length)
+        if cell.method == "RandomPF":
+            keys = [jax.random.fold_in(jax.random.fold_in(key, r), 0) for r in range(repetitions)]
+            models = [tuner.inject(base, tuner.init(k, base)) for k in keys]
+        else:
+            checkpoint = store.checkpoint(cell.name, config)
+            phi, loss = fit(
+                predictor, tuner, base, experiment.target, scale.tuning, key, repetitions, checkpoint, progress
+            )
+            extra["tuning_loss"] = (("repetition", "tuning_step"), loss)
+            models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(repetitions)]
+            if cell.method not in PREFIX_METHODS:
+                save_arrays(store.folder / f"{cell.name}.safetensors", phi)
+    if (prefixes := [_rows(prefix) for _, prefix in models])[0] is not None:
+        extra["prefix"] = (("repetition", "position", "feature"), np.stack(prefixes))
+    tokens, latent = evaluation_data(cell)
+    log_probs = (predict_all(predictor, params, prefix, tokens) for params, prefix in models)
+    oracle = experiment.target.oracle_log_probs(tokens, latent)
+    return _label(_evaluated(log_probs, tokens, oracle).assign(extra))
+
+
+def _rows(prefix: Prefix) -> np.ndarray | None:
+    return next((np.asarray(field) for field in prefix if field is not None), None)
+
+
+def _evaluated(
+    log_probs: Iterator[np.ndarray] | list[np.ndarray], tokens: np.ndarray, oracle: np.ndarray
+) -> xr.Dataset:
+    """Return cumulative regret (Eq. 10) and tabulated predictions, a row for each repetition."""
+    regrets, tables = [], []
+    for repetition in log_probs:
+        regrets.append(cumulative_regret(repetition, tokens, oracle))
+        tables.append(tabulate(repetition, tokens))
+    return xr.Dataset(
+        {
+            "regret": (("repetition", "n"), np.stack([r.mean for r in regrets])),
+            "regret_stderr": (("repetition", "n"), np.stack([r.stderr for r in regrets])),
+            "prediction": (("repetition", "seen", "heads"), np.stack(tables)),
+        }
+    )
+
+
+def _label(dataset: xr.Dataset) -> xr.Dataset:
+    """Number the steps and state the units."""
+    dataset = dataset.assign_coords(n=np.arange(1, dataset.sizes["n"] + 1, dtype=np.int32))
+    for name in dataset.data_vars:
+        if name not in ("prediction", "prefix", "prompt_counts"):
+            dataset[name].attrs["units"] = "nats"
+    return dataset
+
+
+def tabulate(log_probs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return the mean P(next = heads) after seeing `seen` tokens with `heads` heads among them; NaN where none did."""
+    steps = min(TABULATED_STEPS, tokens.shape[1])
+    heads = np.cumsum(tokens == 0, axis=1) - (tokens == 0)
+    total, number = np.zeros((steps, steps)), np.zeros((steps, steps))
+    index = (np.broadcast_to(np.arange(steps), (len(tokens), steps)), heads[:, :steps])
+    np.add.at(total, index, np.exp(log_probs[:, :steps, 0]))
+    np.add.at(number, index, 1)
+    return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0).astype(np.float32)
+
+
+def predict_all(predictor: Predictor, params: Params, prefix: Prefix, tokens: np.ndarray, part: int = 64) -> np.ndarray:
+    """Return log-probabilities (B, N, K) in float64 storage for many sequences, `part` of them at a time."""
+    part = int(np.gcd(part, len(tokens)))
+    parts = _predict_parts(predictor, params, prefix, jnp.asarray(tokens).reshape(-1, part, tokens.shape[1]))
+    return np.asarray(parts, np.float64).reshape(*tokens.shape, -1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict_parts(predictor, params, prefix, parts):
+    state = predictor.prompt(params, prefix, parts.shape[-1])
+    return jax.lax.map(lambda part: predictor.predict(params, state, part), parts)

@@ -1,0 +1,175 @@
+"""One compiled loop for pretraining and for every gradient tuner: draw data, take a step, again."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.extend.core import Literal
+from jaxtyping import Array, Float
+
+from bayesprompt.predictors import LSTM, Params, Predictor, log_loss
+from bayesprompt.store import load_arrays, save_arrays
+from bayesprompt.tuners import Tuner
+
+# How often each compiled loop was traced, by (method-independent) name; a test reads it.
+TRACES: Counter[str] = Counter()
+
+# Steps between two looks from the host (progress, checkpoint, finite-loss check); the largest divisor up to this is used.
+MAX_CHUNK = 25
+
+
+class DivergedError(ValueError):
+    """A loss stopped being finite."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Optimisation settings: Adam with a constant learning rate, gradients clipped by global norm."""
+
+    steps: int = 1000
+    batch: int = 256
+    length: int = 50
+    learning_rate: float = 5e-3
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for settings that are not positive."""
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} = {value}: must be > 0")
+
+
+class Fit(NamedTuple):
+    """What a fit returns: phi with a leading repetition axis, and the training loss (R, steps) in nats a sequence."""
+
+    phi: Any
+    loss: Float[np.ndarray, "R steps"]
+
+
+def fit(
+    predictor: Predictor,
+    tuner: Tuner,
+    base: Params,
+    source: Any,
+    config: FitConfig,
+    key: Array,
+    repetitions: int = 1,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Fit:
+    """Minimise the expected cumulative log-loss on `source` over the tuner's phi (Eq. 5 and 7), R repetitions at once.
+
+    Repetition r starts from and draws its data with fold_in(key, r). With `checkpoint` (a file), the run continues
+    where it was killed, with identical numbers on one CPU machine; the caller deletes the file. `progress(step, loss)`
+    is called between chunks. Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(repetitions))
+    run, start, chunk = compiled_loop(predictor, tuner, config)
+    carry = start(base, keys)
+    loss = np.zeros((repetitions, 0), np.float32)
+    if checkpoint is not None and checkpoint.exists():
+        carry, loss = load_arrays(checkpoint, (carry, jax.ShapeDtypeStruct((repetitions, -1), np.float32)))
+        carry = jax.tree.map(jnp.asarray, carry)
+    while loss.shape[1] < config.steps:
+        done = loss.shape[1]
+        carry, new = run(base, source, carry, keys, done)
+        new = np.asarray(new)
+        if not np.isfinite(new).all():
+            step = done + int(np.argmin(np.isfinite(new).all(0))) + 1
+            kept = f"; the checkpoint of step {done} is kept" if checkpoint is not None else ""
+            raise DivergedError(
+                f"loss = {new[:, step - done - 1]} at step {step}: must stay finite; lower learning_rate = "
+                f"{config.learning_rate}{kept}, and the same call resumes there"
+            )
+        loss = np.concatenate([loss, new], axis=1)
+        if checkpoint is not None:
+            save_arrays(checkpoint, (carry, loss))
+        if progress is not None:
+            progress(loss.shape[1], float(np.median(new[:, -1])))
+    return Fit(carry[0], loss)
+
+
+@functools.lru_cache
+def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig) -> tuple[Callable, Callable, int]:
+    """Return (run, start, chunk): jitted functions shared by all sources, base parameters and keys."""
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.learning_rate))
+    chunk = max(d for d in range(1, MAX_CHUNK + 1) if config.steps % d == 0)
+    on_cpu = jax.default_backend() == "cpu"
+    # Activations of a part of the batch stay in the CPU's cache; the LSTM's do so anyway, step by step. A GPU takes all.
+    part = config.batch
+    if on_cpu and not isinstance(predictor.architecture, LSTM):
+        part = int(np.gcd(config.batch, 64))
+
+    def loss_and_grad(base, phi, tokens):
+        def prepare(phi):
+            params, prefix = tuner.inject(base, phi)
+            return params, predictor.prompt(params, prefix, config.length)
+
+        # The prompt is read once for all parts of the batch; its gradient is summed over them and pulled back once.
+        # What phi cannot reach (frozen weights, say) is kept apart, so that no gradient is computed for it.
+        reached = depends(prepare, phi)
+        shape = jax.tree.structure(jax.eval_shape(prepare, phi))
+
+        def split(phi):
+            leaves = jax.tree.leaves(prepare(phi))
+            return [x for x, r in zip(leaves, reached, strict=True) if r], [
+                x for x, r in zip(leaves, reached, strict=True) if not r
+            ]
+
+        moving, pull_back, frozen = jax.vjp(split, phi, has_aux=True)
+
+        def part_loss(moving, tokens):
+            leaves = (iter(frozen), iter(moving))
+            params, state = jax.tree.unflatten(shape, [next(leaves[r]) for r in reached])
+            return log_loss(predictor.predict(params, state, tokens), tokens).sum() / config.batch
+
+        def add_part(total, tokens):
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(part_loss)(moving, tokens)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), moving))
+        (loss, grad), _ = jax.lax.scan(add_part, zeros, tokens.reshape(-1, part, config.length))
+        return loss, pull_back(grad)[0]
+
+    def run_one(base, source, carry, key, done):
+        def step(carry, step):
+            phi, moments = carry
+            tokens, _ = source.sample(jax.random.fold_in(jax.random.fold_in(key, 1), step), config.batch, config.length)
+            loss, grad = loss_and_grad(base, phi, tokens)
+            updates, moments = optimizer.update(grad, moments)
+            return (optax.apply_updates(phi, updates), moments), loss
+
+        return jax.lax.scan(step, carry, done + jnp.arange(chunk))
+
+    def run(base, source, carry, keys, done):
+        TRACES["run"] += 1
+        one = functools.partial(run_one, base, source, done=done)
+        # One repetition after the other keeps the CPU's cache; a GPU wants them side by side.
+        if on_cpu:
+            return jax.lax.map(lambda x: one(*x), (carry, keys))
+        return jax.vmap(one)(carry, keys)
+
+    def start(base, keys):
+        def start_one(key):
+            phi = tuner.init(jax.random.fold_in(key, 0), base)
+            return phi, optimizer.init(phi)
+
+        return jax.vmap(start_one)(keys)
+
+    return jax.jit(run, donate_argnames="carry"), jax.jit(start), chunk
+
+
+def depends(function: Callable, argument: Any) -> list[bool]:
+    """Tell for every output leaf of `function` whether the argument can change it, from the function's jaxpr."""
+    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
+    reached = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if any(not isinstance(v, Literal) and v in reached for v in equation.invars):
+            reached.update(equation.outvars)
+    return [not isinstance(v, Literal) and v in reached for v in jaxpr.outvars]

@@ -1,0 +1,137 @@
+"""Every tuning method is a reparametrisation: what is learned, and how it enters the frozen model.
+
+The loss is always nll(predictor.apply(*tuner.inject(base, phi), tokens)), differentiated in phi alone. Pretraining is
+FullWT from random weights.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from bayesprompt.predictors import Architecture, Params, Predictor, Transformer, log_loss
+from bayesprompt.prefixes import (
+    NO_PREFIX,
+    Prefix,
+    all_hard_prefixes,
+    check_prefix_length,
+    random_hard_prefix,
+)
+
+
+class Tuner(NamedTuple):
+    """A tuning method.
+
+    init(key, base) -> phi: the learned arrays at the start.
+    inject(base, phi) -> (params, prefix): the model that phi stands for.
+    """
+
+    init: Callable[[Array, Params], Any]
+    inject: Callable[[Params, Any], tuple[Params, Prefix]]
+
+
+# What a prefix method learns becomes rows in token space (as they are, or through a softmax) or in embedding space.
+PREFIXES = {
+    "SimplexPT": lambda phi: Prefix(inputs=jax.nn.softmax(phi)),
+    "RealPT": lambda phi: Prefix(inputs=phi),
+    "SoftPT": lambda phi: Prefix(embeddings=phi),
+}
+# What a weight method learns is a part of the parameters.
+PARTS = {
+    "EmbedWT": ("embedding",),
+    "UnembedWT": ("unembedding",),
+    "Un+EmbedWT": ("embedding", "unembedding"),
+    "FullWT": ("embedding", "torso", "unembedding"),
+}
+# The dense layers that LoRA runs beside, in every block.
+LORA_LAYERS = ("query", "key", "value", "attention_output")
+
+PREFIX_METHODS = ("HardPT", *PREFIXES)
+WEIGHT_METHODS = (*PARTS, "LoRAWT")
+METHODS = (*PREFIX_METHODS, *WEIGHT_METHODS)
+
+
+@functools.lru_cache
+def make_tuner(method: str, architecture: Architecture, prefix_length: int = 6, rank: int = 4) -> Tuner:
+    """Return a gradient tuner (Section 4.1); raises ValueError for an unknown method, LoRA on an LSTM, L < 1 or rank < 1."""
+    if method in PREFIXES:
+        check_prefix_length(prefix_length)
+        width = architecture.embed_dim if method == "SoftPT" else architecture.num_tokens
+        return Tuner(
+            init=lambda key, base: random_hard_prefix(key, prefix_length, width),
+            inject=lambda base, phi: (base, PREFIXES[method](phi)),
+        )
+    if method in PARTS:
+        return Tuner(
+            init=lambda key, base: {part: base[part] for part in PARTS[method]},
+            inject=lambda base, phi: ({**base, **phi}, NO_PREFIX),
+        )
+    if method == "LoRAWT":
+        if not isinstance(architecture, Transformer):
+            raise ValueError("method = LoRAWT: needs architecture transformer, whose attention layers it runs beside")
+        if rank < 1:
+            raise ValueError(f"rank = {rank}: must be >= 1")
+        return Tuner(init=functools.partial(_lora_init, rank), inject=_lora_inject)
+    gradient_methods = ", ".join([*PREFIXES, *PARTS, "LoRAWT"])
+    raise ValueError(f"method = {method}: must be one of {gradient_methods} (HardPT is a search: hard_search)")
+
+
+def _lora_init(rank: int, key: Array, base: Params) -> Params:
+    """Start at W + A @ B with B = 0, so that nothing has changed yet (Hu et al. 2021)."""
+    draw = jax.nn.initializers.lecun_normal()
+    phi = {}
+    for i, block in enumerate(base["torso"]):
+        keys = jax.random.split(jax.random.fold_in(key, i), len(LORA_LAYERS))
+        shapes = {name: base["torso"][block][name]["kernel"].shape for name in LORA_LAYERS}
+        phi[block] = {
+            name: {"A": draw(k, (rows, rank)), "B": jnp.zeros((rank, columns))}
+            for k, (name, (rows, columns)) in zip(keys, shapes.items(), strict=True)
+        }
+    return phi
+
+
+def _lora_inject(base: Params, phi: Params) -> tuple[Params, Prefix]:
+    torso = {
+        block: {**layers, **{n: {"kernel": layers[n]["kernel"] + f["A"] @ f["B"]} for n, f in phi[block].items()}}
+        for block, layers in base["torso"].items()
+    }
+    return {**base, "torso": torso}, NO_PREFIX
+
+
+class HardSearch(NamedTuple):
+    """The best hard prefix and the score of all.
+
+    prefix: (L,) tokens with the smallest loss (the first of equals).
+    loss: (K**L,) mean cumulative log-loss of each prefix on the sequences, nats.
+    """
+
+    prefix: Int[np.ndarray, " L"]
+    loss: Float[np.ndarray, " prefixes"]
+
+
+def hard_search(
+    predictor: Predictor, params: Params, prefix_length: int, tokens: Int[Array, "B N"], part: int = 64
+) -> HardSearch:
+    """Score all K**L hard prefixes on the same sequences (HardPT, Eq. 7), `part` sequences at a time.
+
+    Raises ValueError for L < 1 or more than 2**16 prefixes.
+    """
+    prefixes = all_hard_prefixes(prefix_length, predictor.architecture.num_tokens)
+    part = int(np.gcd(part, len(tokens)))
+    loss = np.asarray(_score(predictor, params, jnp.asarray(prefixes), tokens.reshape(-1, part, tokens.shape[1])))
+    return HardSearch(prefixes[int(np.argmin(loss))], loss)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(predictor: Predictor, params: Params, prefixes: Array, parts: Array) -> Array:
+    def score(prefix):
+        rows = jax.nn.one_hot(prefix, predictor.architecture.num_tokens)
+        state = predictor.prompt(params, Prefix(inputs=rows), parts.shape[-1])
+        losses = jax.lax.map(lambda part: log_loss(predictor.predict(params, state, part), part).sum(1).mean(), parts)
+        return losses.mean()
+
+    return jax.lax.map(score, prefixes)

@@ -1,0 +1,120 @@
+"""Sliders that move a picture, also on a built page where no Python runs: every frame is drawn once, in advance."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+MAX_FRAMES = 24  # every frame travels inside the page, some 20 to 40 kB each
+DOTS_PER_INCH = 150
+
+
+def explore(
+    draw: Callable[..., Figure], *, alt: str | Callable[..., str], **parameters: Iterable[Any]
+) -> ipywidgets.VBox:
+    """One slider per parameter over the pictures of `draw`, working in Jupyter, in Colab and on the built page.
+
+    `draw(**values)` returns a Matplotlib figure. It is called once for each combination of the parameters' values, the
+    first of each being shown first, and the figure is closed once its picture is taken. `alt` puts a picture into words
+    for who cannot see it: a text with parameters in braces, or a function that takes what `draw` takes.
+
+        explore(posterior, alt="Posterior after {heads} heads", heads=range(11))
+        explore(posterior, alt=describe, heads=range(5), tails=[0, 1, 10, 100])
+
+    Raises ValueError unless there are one or two parameters, each with a value, and at most 24 frames in all.
+    """
+    values = {name: list(given) for name, given in parameters.items()}
+    _check(values)
+    width = f"{max(map(len, values)) + 1}ch"
+    sliders = [_slider(name, given, width) for name, given in values.items()]
+    frames = {}
+    for chosen in itertools.product(*(range(len(given)) for given in values.values())):
+        frame = {name: given[index] for (name, given), index in zip(values.items(), chosen, strict=True)}
+        frames[chosen] = f'<img src="{_picture(draw, frame)}" alt="{_words(alt, frame)}">'
+    # Without ipywidgets 8 (Colab has 7) there is no Stack to link in the browser, but there always is a kernel.
+    picture = _linked(sliders, frames) if hasattr(ipywidgets, "Stack") else _observed(sliders, frames)
+    box = ipywidgets.VBox([*sliders, picture])
+    box.add_class("explore")
+    return box
+
+
+def _check(values: dict[str, list[Any]]) -> None:
+    if not 1 <= len(values) <= 2:
+        raise ValueError(f"parameters = {', '.join(values) or 'none'}: one or two, each with its values")
+    for name, given in values.items():
+        if not given:
+            raise ValueError(f"{name} = []: at least one value")
+    if (count := math.prod(map(len, values.values()))) > MAX_FRAMES:
+        sizes = " x ".join(str(len(given)) for given in values.values())
+        raise ValueError(f"{', '.join(values)} = {sizes} values: {count} frames, at most {MAX_FRAMES}")
+
+
+def _slider(name: str, given: list[Any], width: str) -> ipywidgets.SelectionSlider:
+    """A slider over positions in the list of values, so that any kind of value can be chosen."""
+    labels = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in given]
+    slider = ipywidgets.SelectionSlider(
+        options=list(zip(labels, range(len(given)), strict=True)),
+        index=0,
+        description=name.replace("_", " "),
+        style={"description_width": width},
+        layout=ipywidgets.Layout(width="100%", max_width="32em"),
+    )
+    slider.tooltip = f"{slider.description}: {labels[0]} to {labels[-1]}"
+    return slider
+
+
+def _picture(draw: Callable[..., Figure], frame: dict[str, Any]) -> str:
+    """The frame as a data URL: nothing to fetch, so it shows wherever the page goes."""
+    figure = draw(**frame)
+    if not isinstance(figure, Figure):
+        raise ValueError(f"draw = a function returning {type(figure).__name__}: it must return a Matplotlib figure")
+    buffer = io.BytesIO()
+    if figure.get_layout_engine() is None:  # fit the labels in without changing the size from frame to frame
+        figure.set_layout_engine("constrained")
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _words(alt: str | Callable[..., str], frame: dict[str, Any]) -> str:
+    try:
+        words = alt(**frame) if callable(alt) else alt.format(**frame)
+    except (KeyError, IndexError):
+        raise ValueError(f"alt = {alt!r}: may name only the parameters {', '.join(frame)}") from None
+    if not words.strip():
+        raise ValueError(f"alt = {alt!r}: words that describe the picture")
+    return html.escape(words)
+
+
+def _linked(
+    sliders: list[ipywidgets.SelectionSlider], frames: dict[tuple[int, ...], str], chosen: tuple[int, ...] = ()
+) -> ipywidgets.DOMWidget:
+    """Stacks of frames, one inside the other, each turned by its slider in the browser."""
+    if len(chosen) == len(sliders):
+        return ipywidgets.HTML(frames[chosen])
+    slider = sliders[len(chosen)]
+    children = [_linked(sliders, frames, (*chosen, index)) for index in range(len(slider.options))]
+    stack = ipywidgets.Stack(children, selected_index=0)
+    ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
+    return stack
+
+
+def _observed(sliders: list[ipywidgets.SelectionSlider], frames: dict[tuple[int, ...], str]) -> ipywidgets.DOMWidget:
+    """One frame, exchanged by the kernel whenever a slider moves."""
+    picture = ipywidgets.HTML(frames[(0,) * len(sliders)])
+
+    def show(_: object) -> None:
+        picture.value = frames[tuple(slider.index for slider in sliders)]
+
+    for slider in sliders:
+        slider.observe(show, "index")
+    return picture

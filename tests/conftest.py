@@ -1,0 +1,17 @@
+"""What every test runs under; pyproject.toml adds shape checks and turns our warnings into errors."""
+
+import jax
+import pytest
+from hypothesis import settings
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+settings.register_profile("bayesprompt", max_examples=20, deadline=None, derandomize=True)
+settings.load_profile("bayesprompt")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Keep every test away from the user's own results."""
+    monkeypatch.setenv("BAYESPROMPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
