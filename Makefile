@@ -35,7 +35,7 @@ figures: .venv/installed
 	$(BIN)/bayesprompt figures --out build/figures
 
 test-colab: .venv-colab/installed
-	.venv-colab/bin/python -m pytest -o addopts=-ra tests/colab
+	.venv-colab/bin/python -m pytest -o addopts=-ra tests/colab/smoke.py
 
 repository: .venv/installed
 	$(BIN)/python scripts/book.py repository $(REPOSITORY)

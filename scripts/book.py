@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK, BUILD = ROOT / "book", ROOT / "build"
@@ -63,14 +64,25 @@ def execute() -> None:
     for name in changed:
         (EXECUTED / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(BOOK / name, EXECUTED / name)
-    startup = BUILD / "ipython" / "profile_default" / "startup"
+    passed = nbmake(changed)
+    STAMPS.write_text(json.dumps(kept | {name: wanted[name] for name in passed}))
+    if passed < set(changed):
+        sys.exit(f"stopped by {', '.join(sorted(set(changed) - passed))}")
+
+
+def nbmake(names: list[str]) -> set[str]:
+    """Execute copies of chapters where they lie; return the names of those that ran without a complaint."""
+    startup, report = BUILD / "ipython" / "profile_default" / "startup", BUILD / "chapters.xml"
     startup.mkdir(parents=True, exist_ok=True)
     (startup / "00-warnings.py").write_text(WARNINGS_ARE_ERRORS)
+    report.unlink(missing_ok=True)
+    options = ["--overwrite", "--nbmake-timeout=900", "-n2", f"--rootdir={ROOT}", f"--junitxml={report}"]
     with tempfile.TemporaryDirectory() as cache:  # the book shows the shipped results, not those of whoever builds it
         environment = {**os.environ, "IPYTHONDIR": str(BUILD / "ipython"), "BAYESPROMPT_CACHE": cache}
-        nbmake = ["pytest", "--nbmake", "--overwrite", "--nbmake-timeout=900", "-n2", "-p", "no:cacheprovider"]
-        run(*nbmake, *(str(EXECUTED / name) for name in changed), env=environment)
-    STAMPS.write_text(json.dumps(wanted))
+        run("pytest", "--nbmake", *options, *(str(EXECUTED / name) for name in names), env=environment)
+    cases = ElementTree.parse(report).iter("testcase") if report.exists() else []
+    passed = {case.get("classname") for case in cases if not len(case)}
+    return {name for name in names if str((EXECUTED / name).relative_to(ROOT)).replace("/", ".") in passed}
 
 
 def build() -> None:
@@ -87,7 +99,8 @@ def build() -> None:
         shutil.copyfile(EXECUTED / name, PAGES / name)
     if address:
         readdress(address, files(PAGES))
-    run("jupyter-book", "build", str(PAGES), "-W", "-n", "--keep-going", "--quiet")
+    if code := run("jupyter-book", "build", str(PAGES), "-W", "-n", "--keep-going", "--quiet"):
+        sys.exit(code)
     stamp.write_text(now)
 
 
@@ -102,11 +115,9 @@ def readdress(address: str, among: list[Path]) -> None:
             path.write_text(text.replace(old, address.removesuffix("/").removesuffix(".git")), "utf-8")
 
 
-def run(program: str, *arguments: str, **options: object) -> None:
-    """Run a program of this environment; stop with its exit code if it fails."""
-    found = Path(sys.executable).with_name(program)
-    if code := subprocess.run([str(found), *arguments], cwd=ROOT, **options).returncode:
-        sys.exit(code)
+def run(program: str, *arguments: str, **options: object) -> int:
+    """Run a program of this environment and return its exit code."""
+    return subprocess.run([Path(sys.executable).with_name(program), *arguments], cwd=ROOT, **options).returncode
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from bayesprompt.regret import (
     cumulative_regret,
     exact_regret,
     excess_log_loss,
+    fit_beta,
     log_loss,
     quantiles,
 )
@@ -285,3 +286,27 @@ def test_a_chain_is_not_exchangeable():
     chain = Markov((0.5, 0.5), ((0.9, 0.1), (0.1, 0.9)))
     with pytest.raises(ValueError, match="^target = Markov.*: an exchangeable source of 2 tokens$"):
         exact_regret.__wrapped__(LAPLACE, chain, 5)  # the annotation already says so
+
+
+@pytest.mark.parametrize("source, alpha, beta", [(BetaCoins(1.0, 1.0), 1, 1), (BetaCoins(2.5, 7.0), 2.5, 7)], ids=str)
+def test_fit_beta_finds_the_belief_behind_a_table_of_predictions(source, alpha, beta):
+    seen, heads = np.indices((30, 30))
+    counts = np.stack([heads, np.maximum(seen - heads, 0)], axis=-1)
+    prediction = np.exp(source.predictive_log_probs(counts)[..., 0])
+    prediction[heads > np.minimum(seen, 12)] = np.nan  # never visited
+    found = fit_beta(prediction, SINGLE)
+    assert found.alpha == pytest.approx(alpha, rel=1e-2) and found.beta == pytest.approx(beta, rel=1e-2)
+    assert 0 <= found.misfit < 1e-6
+
+
+def test_fit_beta_takes_a_constant_prediction_for_a_known_coin_and_states_what_it_cannot_explain():
+    constant = fit_beta(np.full((20, 20), 0.2), SINGLE)
+    assert constant.alpha / (constant.alpha + constant.beta) == pytest.approx(0.2, abs=1e-3)
+    assert constant.alpha + constant.beta > 1e4 and constant.misfit < 1e-4
+    seen, _ = np.indices((20, 20))
+    assert fit_beta(np.where(seen % 2, 0.2, 0.6), SINGLE).misfit > 1.0, "no belief alternates"
+
+
+def test_fit_beta_refuses_an_empty_table():
+    with pytest.raises(ValueError, match="prediction = NaN"):
+        fit_beta(np.full((5, 5), np.nan), SINGLE)

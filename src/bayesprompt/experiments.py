@@ -1,9 +1,11 @@
 """The experiments as data, and the cells they consist of: (experiment, architecture, method) with all repetitions."""
 
 import functools
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,15 @@ from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, Transf
 from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
 from bayesprompt.regret import cumulative_regret, excess_log_loss, log_loss
 from bayesprompt.sources import BetaCoins, Coin, Source, to_config
-from bayesprompt.store import Store, load_arrays, save_arrays, tree_hash
+from bayesprompt.store import (
+    LOG,
+    RefusedFileError,
+    Store,
+    load_arrays,
+    read_dataset,
+    tree_hash,
+    write_atomically,
+)
 from bayesprompt.tuners import METHODS, PREFIX_METHODS, hard_search, make_tuner
 
 RANDOM_COINS = BetaCoins(1.0, 1.0)
@@ -29,7 +39,7 @@ TABULATED_STEPS = 50
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is computed: `smoke` takes seconds (tests), `quick` about a laptop minute a cell, `paper` is the paper."""
+    """How much is computed: `smoke` in seconds (tests), `quick` in about a laptop minute a cell, `paper` as printed."""
 
     pretraining: FitConfig
     tuning: FitConfig
@@ -100,8 +110,8 @@ def cells(
     _check_choice("architecture", architecture, ("bayes", "lstm", "transformer"))
     _check_choice("method", method, (*BAYES_METHODS, *NETWORK_METHODS, *NETWORKS))
     _check_choice("scale", scale, SCALES)
-    if seed < 0:
-        raise ValueError(f"seed = {seed}: must be >= 0")
+    if not 0 <= seed < 2**32:  # JAX reads 32 bits: a larger seed would repeat a smaller one's numbers
+        raise ValueError(f"seed = {seed}: must lie in 0..{2**32 - 1}")
     found = [
         Cell(e, a, m, scale, seed)
         for e, spec in EXPERIMENTS.items()
@@ -194,11 +204,21 @@ def load_network(cell: Cell, store: Store) -> tuple[Predictor, Params] | None:
     """Return the base network of a cell (or the network that the cell is) if its arrays are intact, or None."""
     cell = cell if cell.experiment == "pretraining" else network_cell(cell)
     dataset, predictor = load_cell(cell, store), make_predictor(architecture_of(cell))
-    path = store.find(cell.name, ".safetensors")
-    if dataset is None or path is None:
+    if dataset is None:
         return None
-    params = load_arrays(path, jax.eval_shape(predictor.init, jax.random.key(0)))
-    return (predictor, params) if tree_hash(params) == dataset.attrs["network"] else None
+    shapes = jax.eval_shape(predictor.init, jax.random.key(0))
+    for path in (folder / f"{cell.name}.safetensors" for folder in store.folders):
+        try:
+            params = load_arrays(path, shapes)
+        except FileNotFoundError:
+            continue
+        except RefusedFileError as error:
+            LOG.warning("%s", error)
+            continue
+        if tree_hash(params) == dataset.attrs["network"]:
+            return predictor, params
+        LOG.warning("%s", f"{path} = another network than the cell's: not used; it is kept")
+    return None
 
 
 def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | None = None) -> xr.Dataset:
@@ -216,7 +236,7 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
         if cell.experiment == "pretraining":
             config = cell_config(cell)
             dataset, params = _network(cell, store, progress)
-            save_arrays(store.folder / f"{cell.name}.safetensors", params)
+            store.save_arrays(cell.name, params)
         elif cell.architecture == "bayes":
             config = cell_config(cell)
             dataset = _bayes(cell)
@@ -317,7 +337,7 @@ def _tuned(
             extra["tuning_loss"] = (("repetition", "tuning_step"), loss)
             models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(repetitions)]
             if cell.method not in PREFIX_METHODS:
-                save_arrays(store.folder / f"{cell.name}.safetensors", phi)
+                store.save_arrays(cell.name, phi)
     if (prefixes := [_rows(prefix) for _, prefix in models])[0] is not None:
         extra["prefix"] = (("repetition", "position", "feature"), np.stack(prefixes))
     tokens, latent = evaluation_data(cell)
@@ -378,3 +398,53 @@ def predict_all(predictor: Predictor, params: Params, prefix: Prefix, tokens: np
 def _predict_parts(predictor, params, prefix, parts):
     state = predictor.prompt(params, prefix, parts.shape[-1])
     return jax.lax.map(lambda part: predictor.predict(params, state, part), parts)
+
+
+def merge_cells(folder: Path, store: Store) -> list[tuple[str, str]]:
+    """Copy finished cells from another machine's folder into the store's; tell what became of each.
+
+    Refused is a file that is damaged, that is no cell of this version, or whose base network is not the store's own.
+    """
+    other, outcomes = Store(folder, shipped=None), []
+    for path in sorted(folder.glob("*.nc"), key=lambda p: (not p.name.startswith("pretraining."), p.name)):
+        try:
+            cell = _cell_of(path.stem)
+            outcomes.append((path.stem, _merge_cell(cell, path, other, store)))
+        except RefusedFileError as error:
+            outcomes.append((path.stem, f"refused: {error}"))
+    return outcomes
+
+
+def _cell_of(name: str) -> Cell:
+    parts = name.split(".")
+    try:
+        found = Cell(*parts[:4], seed=int(parts[4]))
+        if len(parts) == 5 and found in cells(*found):
+            return found
+    except (ValueError, IndexError, TypeError):
+        pass
+    raise RefusedFileError(f"{name} = not the name of a cell")
+
+
+def _merge_cell(cell: Cell, path: Path, other: Store, store: Store) -> str:
+    if load_cell(cell, store) is not None:
+        same = load_cell(cell, store).attrs["checksum"] == read_dataset(path).attrs["checksum"]
+        return "there already" if same else "kept ours: there already, with other numbers"
+    if cell.experiment == "pretraining":
+        read_dataset(path, cell_config(cell))
+        if load_network(cell, other) is None:
+            raise RefusedFileError(f"{path} = without its network's arrays, or with others: not used; it is kept")
+    else:
+        base = load_cell(network_cell(cell), store) if cell.architecture != "bayes" else None
+        if base is None and cell.architecture != "bayes":
+            raise RefusedFileError(f"{path} = tuned on a base network that is not here: merge that cell first")
+        read_dataset(path, cell_config(cell, base.attrs["network"] if base is not None else None))
+    for suffix in (".safetensors", ".nc"):
+        if (source := folder_file(path, suffix)).exists():
+            write_atomically(store.folder / source.name, lambda temporary, s=source: shutil.copyfile(s, temporary))
+    return "taken"
+
+
+def folder_file(path: Path, suffix: str) -> Path:
+    """Return the file beside `path` with another suffix (a cell's name has dots of its own)."""
+    return path.with_name(path.name.removesuffix(".nc") + suffix)

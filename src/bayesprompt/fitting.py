@@ -15,13 +15,13 @@ from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
 from bayesprompt.predictors import LSTM, Params, Predictor, log_loss
-from bayesprompt.store import load_arrays, save_arrays
+from bayesprompt.store import LOG, RefusedFileError, load_arrays, save_arrays, set_aside
 from bayesprompt.tuners import Tuner
 
 # How often each compiled loop was traced, by (method-independent) name; a test reads it.
 TRACES: Counter[str] = Counter()
 
-# Steps between two looks from the host (progress, checkpoint, finite-loss check); the largest divisor up to this is used.
+# Most steps between two looks from the host (progress, checkpoint, finite-loss check).
 MAX_CHUNK = 25
 
 
@@ -67,26 +67,31 @@ def fit(
     """Minimise the expected cumulative log-loss on `source` over the tuner's phi (Eq. 5 and 7), R repetitions at once.
 
     Repetition r starts from and draws its data with fold_in(key, r). With `checkpoint` (a file), the run continues
-    where it was killed, with identical numbers on one CPU machine; the caller deletes the file. `progress(step, loss)`
-    is called between chunks. Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
+    where it was killed, with identical numbers on one CPU machine; the caller deletes the file. A damaged checkpoint is
+    kept under another name, and the run starts anew. `progress(step, loss)` is called between chunks. Raises
+    DivergedError at a loss that is not finite; the last good checkpoint stays.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(repetitions))
     run, start, chunk = compiled_loop(predictor, tuner, config)
     carry = start(base, keys)
     loss = np.zeros((repetitions, 0), np.float32)
     if checkpoint is not None and checkpoint.exists():
-        carry, loss = load_arrays(checkpoint, (carry, jax.ShapeDtypeStruct((repetitions, -1), np.float32)))
-        carry = jax.tree.map(jnp.asarray, carry)
+        try:
+            saved, loss = load_arrays(checkpoint, (carry, jax.ShapeDtypeStruct((repetitions, -1), np.float32)))
+            carry = jax.tree.map(jnp.asarray, saved)
+        except RefusedFileError as error:
+            LOG.warning("%s", error)
+            set_aside(checkpoint)
     while loss.shape[1] < config.steps:
         done = loss.shape[1]
         carry, new = run(base, source, carry, keys, done)
         new = np.asarray(new)
         if not np.isfinite(new).all():
             step = done + int(np.argmin(np.isfinite(new).all(0))) + 1
-            kept = f"; the checkpoint of step {done} is kept" if checkpoint is not None else ""
+            kept = f"; the checkpoint of step {done} is kept, and the same call resumes there"
             raise DivergedError(
-                f"loss = {new[:, step - done - 1]} at step {step}: must stay finite; lower learning_rate = "
-                f"{config.learning_rate}{kept}, and the same call resumes there"
+                f"loss = {new[:, step - done - 1].tolist()} at step {step}: must stay finite; lower learning_rate = "
+                f"{config.learning_rate}{kept if checkpoint is not None and done else ''}"
             )
         loss = np.concatenate([loss, new], axis=1)
         if checkpoint is not None:
@@ -102,7 +107,7 @@ def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig) -> tupl
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.learning_rate))
     chunk = max(d for d in range(1, MAX_CHUNK + 1) if config.steps % d == 0)
     on_cpu = jax.default_backend() == "cpu"
-    # Activations of a part of the batch stay in the CPU's cache; the LSTM's do so anyway, step by step. A GPU takes all.
+    # A part of the batch keeps its activations in the CPU's cache (the LSTM's stay there anyway); a GPU takes all.
     part = config.batch
     if on_cpu and not isinstance(predictor.architecture, LSTM):
         part = int(np.gcd(config.batch, 64))

@@ -6,6 +6,7 @@ all that a prompt can change.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -152,7 +153,7 @@ class Network(nn.Module):
             rows = jnp.concatenate([rows, prefix.embeddings])
         elif prefix.layers is not None:
             rows = jnp.concatenate([rows, prefix.layers[0]])
-        # A token has only K values: everything up to the first mixing of positions is computed per value, not per token.
+        # A token has only K values: all that comes before positions mix is computed once a value, not once a token.
         vocabulary = self.embedding(jnp.eye(self.architecture.num_tokens))
         return self.torso.prompt(rows, vocabulary, prefix.layers, length)
 
@@ -182,7 +183,7 @@ class Block(nn.Module):
 
     def project(self, x: Float[Array, "*rows D"]) -> tuple[Array, Array, Array]:
         """Return query (scaled by 1/sqrt(head size)), key and value of each row, split into heads."""
-        heads = (self.architecture.num_heads, -1)
+        heads = (self.architecture.num_heads, self.architecture.embed_dim // self.architecture.num_heads)
         x = self.attention_norm(x)
         query, key, value = self.query_norm(self.query(x)), self.key_norm(self.key(x)), self.value(x)
         query, key, value = (y.reshape(*y.shape[:-1], *heads) for y in (query, key, value))
@@ -205,7 +206,7 @@ class TransformerTorso(nn.Module):
         self.blocks = [Block(self.architecture) for _ in range(self.architecture.num_layers)]
 
     def prompt(self, rows: Array, vocabulary: Array, layers: Array | None, length: int) -> State:
-        """Keep what later positions need: each block's keys and values, the last row's output, the first block's table."""
+        """Keep each block's keys and values, the last row's output, and the first block's table."""
         start = len(rows)
         positions = sinusoids(start + length - 1, self.architecture.embed_dim)
         # Rows given layer by layer carry no position (and replace only what attention reads).
@@ -216,7 +217,8 @@ class TransformerTorso(nn.Module):
             memory.append((key, value))
             attended = attend(query[None], key[None], value[None], (key[:0], value[:0]))[0]
             x = block.finish(x, attended)
-        choices = vocabulary + positions[start:, None]  # (N - 1, K, D): every token at every position
+        places = positions[start:, None]
+        choices = vocabulary[None] + places  # (N - 1, K, D): every token at every position
         projected = self.blocks[0].project(choices)
         state = {"first": x[-1], "memory": memory, "choices": choices}
         if choices.shape[0] * choices.shape[1] <= TABLE_PAIRS:
@@ -238,12 +240,12 @@ class TransformerTorso(nn.Module):
 
 def pick(choice: Float[Array, "B n K"], table: Float[Array, "n K *row"]) -> Float[Array, "B n *row"]:
     """Look up, for every position, the row of the token that stands there (as a product: its gradient is one too)."""
-    flat = jnp.einsum("bnk,nkd->bnd", choice, table.reshape(*table.shape[:2], -1))
+    flat = jnp.einsum("bnk,nkd->bnd", choice, table.reshape(*table.shape[:2], math.prod(table.shape[2:])))
     return flat.reshape(*choice.shape[:2], *table.shape[2:])
 
 
 def attend(query: Array, key: Array, value: Array, memory: tuple[Array, Array]) -> Float[Array, "B n D"]:
-    """Causal softmax attention of (B, n, H, d) rows over themselves and over (S, H, d) rows that all sequences share."""
+    """Causal softmax attention of (B, n, H, d) rows over themselves and over (S, H, d) shared rows before them."""
     past_key, past_value = memory
     size = query.shape[1]
     own = jnp.einsum("bihd,bjhd->bhij", query, key)
@@ -251,7 +253,7 @@ def attend(query: Array, key: Array, value: Array, memory: tuple[Array, Array]) 
     weights = jax.nn.softmax(jnp.concatenate([jnp.einsum("bihd,shd->bhis", query, past_key), own], axis=-1))
     past, own = jnp.split(weights, [len(past_key)], axis=-1)
     mixed = jnp.einsum("bhis,shd->bihd", past, past_value) + jnp.einsum("bhij,bjhd->bihd", own, value)
-    return mixed.reshape(*mixed.shape[:2], -1)
+    return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))
 
 
 def attention_table(query: Array, key: Array, value: Array, memory: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -272,7 +274,7 @@ def attention_table(query: Array, key: Array, value: Array, memory: tuple[Array,
     own, past = jnp.exp(own - largest[..., None, None]), jnp.exp(past - largest[..., None])
     with_count = functools.partial(jnp.pad, pad_width=[(0, 0), (0, 0), (0, 1)], constant_values=1.0)
     value = with_count(value.reshape(n * num_tokens, *value.shape[2:]))
-    own = own.reshape(-1, n * num_tokens, n * num_tokens)
+    own = own.reshape(len(own), n * num_tokens, n * num_tokens)
     table = jnp.einsum("hij,jhd->jihd", own, value)
     shared = jnp.einsum("hias,shd->iahd", past, with_count(past_value))
     return table, shared
@@ -281,11 +283,11 @@ def attention_table(query: Array, key: Array, value: Array, memory: tuple[Array,
 def attend_by_table(choice: Float[Array, "B n K"], tables: tuple[Array, Array]) -> Float[Array, "B n D"]:
     """Causal softmax attention of the first layer, from the batch's tokens and `attention_table`."""
     table, shared = tables
-    sums = choice.reshape(len(choice), -1) @ table.reshape(len(table), -1)
+    sums = choice.reshape(len(choice), len(table)) @ table.reshape(len(table), math.prod(table.shape[1:]))
     sums = sums.reshape(len(choice), *shared.shape) + shared[None]
     sums = jnp.einsum("bik,bikhd->bihd", choice, sums)
     mixed = sums[..., :-1] / sums[..., -1:]
-    return mixed.reshape(*mixed.shape[:2], -1)
+    return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))
 
 
 def sinusoids(length: int, width: int) -> Float[Array, "N D"]:
@@ -315,10 +317,10 @@ class LSTMTorso(nn.Module):
         for cell in self.cells:
             kernel, recurrent, bias = gate_weights(cell)
             carry = (zeros, zeros)
-            carry, x = jax.lax.scan(lambda c, g, r=recurrent: lstm_step(c, g, r), carry, x @ kernel + bias)
+            carry, x = jax.lax.scan(lambda c, g, r=recurrent: lstm_step(c, g, r), carry, x @ kernel + bias[None, None])
             states.append(carry)
         kernel, _, bias = gate_weights(self.cells[0])
-        return {"first": x[-1, 0], "states": states, "gates": vocabulary @ kernel + bias}
+        return {"first": x[-1, 0], "states": states, "gates": vocabulary @ kernel + bias[None]}
 
     def predict(self, state: State, choice: Float[Array, "B n K"]) -> tuple[Array, Array]:
         """Return the output of the prompt's last row (D,) and of the data rows (B, n, D)."""
@@ -326,6 +328,7 @@ class LSTMTorso(nn.Module):
         for index, (cell, start) in enumerate(zip(self.cells, state["states"], strict=True)):
             kernel, recurrent, bias = gate_weights(cell)
             # First layer: a token's input gates are looked up inside the step; later layers project the layer below.
+            bias = bias[None]
             gates = (lambda row: row @ state["gates"]) if index == 0 else (lambda row, k=kernel, b=bias: row @ k + b)
             carry = jax.tree.map(lambda y: jnp.broadcast_to(y, (choice.shape[0], y.shape[-1])), start)
             _, x = jax.lax.scan(lambda c, row, g=gates, r=recurrent: lstm_step(c, g(row), r), carry, x)

@@ -48,7 +48,7 @@ def all_hard_prefixes(prefix_length: int, num_tokens: int = 2) -> Int[np.ndarray
     if num_tokens**prefix_length > MAX_HARD_PREFIXES:
         longest = int(np.log(MAX_HARD_PREFIXES) / np.log(num_tokens) + 1e-9)
         raise ValueError(
-            f"prefix_length = {prefix_length}: must lie in 1..{longest} for an exhaustive search over {num_tokens} tokens"
+            f"prefix_length = {prefix_length}: must lie in 1..{longest} to search all prefixes over {num_tokens} tokens"
         )
     grid = np.indices((num_tokens,) * prefix_length, dtype=np.int32)
     return grid.reshape(prefix_length, -1).T

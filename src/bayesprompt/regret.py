@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.special import gammaln
+from scipy.optimize import minimize
+from scipy.special import expit, gammaln, logit, rel_entr
 
 from bayesprompt.sources import Counts, Exchangeable, check_counts, check_tokens
 
@@ -28,6 +29,14 @@ class HardPrompt(NamedTuple):
 
     counts: tuple[int, int]  # heads and tails in the prompt
     regret: Float[np.ndarray, " N"]  # exact R(n), n = 1..N, after it
+
+
+class BetaFit(NamedTuple):
+    """The coin prior whose Bayes predictor predicts most like a given predictor."""
+
+    alpha: float  # pseudo-heads
+    beta: float  # pseudo-tails
+    misfit: float  # what its predictions leave unexplained: expected KL over all tabulated steps, nats
 
 
 class Quantiles(NamedTuple):
@@ -99,6 +108,36 @@ def best_hard_prompt(predictor: Exchangeable, target: Exchangeable, prefix_lengt
     found = [HardPrompt(prompt, _regret_after(predictor, np.asarray(prompt), *outcomes)) for prompt in prompts]
     least = min(prompt.regret[-1] for prompt in found)
     return next(prompt for prompt in found if prompt.regret[-1] <= least + 1e-9)
+
+
+def fit_beta(prediction: Float[np.ndarray, "seen heads"], target: Exchangeable) -> BetaFit:
+    """Fit Beta(a, b) to a table of P(next = heads) after `seen` tokens, `heads` of them heads (NaN: never visited).
+
+    Minimises the sum over steps of E_target[KL(prediction || (a + heads) / (a + b + seen))] by exact sums over counts;
+    a + b is searched up to 1e6, where the predictor is as good as a known coin. Raises ValueError for other than coins
+    and for a table with nothing in it.
+    """
+    _check_coins(target=target)
+    prediction = np.asarray(prediction, np.float64)
+    steps, counts, probs = _outcomes(target, len(prediction))
+    p, weight = prediction[steps, counts[:, 0]], probs.sum(1)
+    there = np.isfinite(p) & (weight > 0)
+    if not there.any():
+        raise ValueError("prediction = NaN wherever the target leads: at least one prediction")
+    p, weight, steps, heads = p[there], weight[there], steps[there], counts[there, 0]
+    weight = weight / np.bincount(steps, weights=weight)[steps]  # within each step: what was visited
+
+    def misfit(x):  # x: logit of the mean a / (a + b), log of the strength a + b
+        strength = np.exp(x[1])
+        q = (strength * expit(x[0]) + heads) / (strength + steps)
+        return float(weight @ (rel_entr(p, q) + rel_entr(1 - p, 1 - q)))
+
+    middle = logit(np.clip(weight @ p / weight.sum(), 1e-5, 1 - 1e-5))
+    box = [(-12.0, 12.0), (np.log(1e-3), np.log(1e6))]
+    found = [minimize(misfit, (middle, np.log(strength)), bounds=box) for strength in (2.0, 30.0, 1000.0)]
+    best = min(found, key=lambda result: result.fun)
+    mean, strength = expit(best.x[0]), np.exp(best.x[1])
+    return BetaFit(float(strength * mean), float(strength * (1 - mean)), float(best.fun))
 
 
 def quantiles(values, axis: int = 0) -> Quantiles:

@@ -68,13 +68,25 @@ class Store:
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "seconds": float(seconds),
         }
-        dataset = dataset.assign_attrs(provenance)
+        # NetCDF3 has no 64-bit integers: narrow them here, so that what is hashed is what will be read.
+        wide = {name: v.astype(np.int32) for name, v in dataset.variables.items() if v.dtype == np.int64}
+        dataset = dataset.assign(wide).assign_attrs(provenance)
         dataset.attrs["checksum"] = checksum(dataset)
         path = self.folder / f"{name}.nc"
-        if path.exists():
-            path.replace(unused(path.with_suffix(".nc.refused")))
+        set_aside(path)
         write_atomically(path, lambda temporary: dataset.to_netcdf(temporary, engine="scipy"))
         return dataset
+
+    def save_arrays(self, name: str, tree: Any) -> None:
+        """Write a cell's trained arrays; a file with others that stands in the way is kept under another name."""
+        path = self.folder / f"{name}.safetensors"
+        try:
+            same = tree_hash(load_arrays(path, tree)) == tree_hash(tree)
+        except (FileNotFoundError, RefusedFileError):
+            same = False
+        if not same:
+            set_aside(path)
+        save_arrays(path, tree)
 
     def lock(self, name: str) -> filelock.BaseFileLock:
         """Return the lock that keeps two runs of one cell apart."""
@@ -110,22 +122,33 @@ def read_dataset(path: Path, config: dict[str, Any] | None = None) -> xr.Dataset
 
 
 def save_arrays(path: Path, tree: Any) -> None:
-    """Write a tree of arrays as safetensors in one move, each under its path in the tree."""
+    """Write a tree of arrays as safetensors in one move, each under its path in the tree, with a checksum."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    arrays = {array_name(p): np.ascontiguousarray(x) for p, x in leaves}
-    write_atomically(path, lambda temporary: safetensors.numpy.save_file(arrays, temporary))
+    arrays = {array_name(p): np.asarray(x, order="C") for p, x in leaves}
+    kept = {"checksum": tree_hash(arrays)}
+    write_atomically(path, lambda temporary: safetensors.numpy.save_file(arrays, temporary, kept))
 
 
 def load_arrays(path: Path, like: Any) -> Any:
-    """Read arrays into a tree shaped like `like`; raises RefusedFileError where names or fixed sizes differ."""
+    """Read arrays into a tree shaped like `like` (a size of -1: any).
+
+    Raises FileNotFoundError, or RefusedFileError for a damaged file or other names, types or sizes.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
     try:
-        arrays = safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            kept, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:
         raise RefusedFileError(f"{path} = unreadable ({type(error).__name__}): not used; it is kept") from None
+    if kept.get("checksum", tree_hash(arrays)) != tree_hash(arrays):
+        raise RefusedFileError(f"{path} = altered: its contents do not match its checksum; not used; it is kept")
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [array_name(p) for p, _ in leaves]
     fits = set(names) == set(arrays) and all(
-        x.ndim == len(like.shape) and all(a in (b, -1) or b == -1 for a, b in zip(like.shape, x.shape, strict=True))
+        x.dtype == like.dtype
+        and x.ndim == len(like.shape)
+        and all(a in (b, -1) or b == -1 for a, b in zip(like.shape, x.shape, strict=True))
         for x, like in zip((arrays[n] for n in names), (leaf for _, leaf in leaves), strict=True)
     )
     if not fits:
@@ -179,6 +202,12 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> None:
+    """Keep a file that may not be used under another name, if there is one."""
+    if path.exists():
+        path.replace(unused(path.with_name(path.name + ".refused")))
 
 
 def make_folder(folder: Path) -> None:

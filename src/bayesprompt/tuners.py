@@ -57,7 +57,10 @@ METHODS = (*PREFIX_METHODS, *WEIGHT_METHODS)
 
 @functools.lru_cache
 def make_tuner(method: str, architecture: Architecture, prefix_length: int = 6, rank: int = 4) -> Tuner:
-    """Return a gradient tuner (Section 4.1); raises ValueError for an unknown method, LoRA on an LSTM, L < 1 or rank < 1."""
+    """Return a gradient tuner (Section 4.1).
+
+    Raises ValueError for an unknown method, LoRA on an LSTM, prefix_length < 1 or rank < 1.
+    """
     if method in PREFIXES:
         check_prefix_length(prefix_length)
         width = architecture.embed_dim if method == "SoftPT" else architecture.num_tokens

@@ -1,0 +1,249 @@
+"""Pictures of stored results: one colour per method everywhere, one note of provenance under every picture.
+
+Nothing is computed here but medians and quartiles over repetitions. Figures stand on a white card, so that they read
+the same on a light page and on a dark one.
+"""
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from scipy import stats
+from scipy.optimize import isotonic_regression
+
+from bayesprompt.experiments import BAYES_METHODS, Cell, load_cell, methods_of
+from bayesprompt.regret import BetaFit, quantiles
+from bayesprompt.store import Store
+from bayesprompt.tuners import METHODS, PREFIX_METHODS
+
+Datasets = Mapping[str, xr.Dataset | None]
+
+FAINT = "#6b6b6b"
+# Nine hues that stay apart for colour-blind eyes (after Paul Tol's "muted" scheme); the baselines are greys.
+METHOD_COLORS = {
+    "HardPT": "#882255",
+    "SimplexPT": "#dd7788",
+    "RealPT": "#e69f00",
+    "SoftPT": "#d33a00",
+    "EmbedWT": "#44aa99",
+    "UnembedWT": "#8a8a20",
+    "Un+EmbedWT": "#117733",
+    "FullWT": "#332288",
+    "LoRAWT": "#4d9be6",
+    "NoTuning": "#777777",
+    "RandomPF": "#a0a0a0",
+    "TargetBayes": "#000000",
+    **dict.fromkeys(("PreBayes", "PreBayesPT"), "#555555"),
+}
+# Prefix methods are drawn solid, weight methods dashed: colour is never the only sign.
+METHOD_LINES = {m: "-" if m in PREFIX_METHODS else "--" for m in METHODS}
+METHOD_LINES |= {"NoTuning": ":", "RandomPF": (0, (1, 3)), "TargetBayes": "-", "PreBayes": "-.", "PreBayesPT": "--"}
+
+
+def use_style() -> None:
+    """Set Matplotlib's defaults for every picture of the book (the figure is a white card, its text dark)."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.8),
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "font.size": 10.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 2,
+        }
+    )
+
+
+def stored(store: Store, architecture: str, experiment: str = "single-coin", scale: str = "paper") -> Datasets:
+    """Return every method's stored dataset for one network, and the exact predictors'; None where a cell is missing."""
+    found = [Cell(experiment, a, m, scale) for a in ("bayes", architecture) for m in methods_of(experiment, a)]
+    return {cell.method: load_cell(cell, store) for cell in found}
+
+
+def provenance_line(datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
+    """Return scale, devices, dates and commits of some datasets in words, e.g. for a picture's lower edge."""
+    given = datasets.values() if isinstance(datasets, Mapping) else datasets
+    attrs = [dataset.attrs for dataset in given if dataset is not None]
+    if not attrs:
+        return "no stored results"
+
+    def together(values: Iterable[str]) -> str:
+        return " / ".join(dict.fromkeys(values))
+
+    dates = sorted(a["date"] for a in attrs)
+    days = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
+    scales = together(json.loads(a["config"])["scale"] for a in attrs)
+    commits = together(a["commit"][:7] + ("+" if a["commit"].endswith("+changes") else "") for a in attrs)
+    return f"{scales} scale, {together(a['device'] for a in attrs)}, {days}, commit {commits}"
+
+
+def add_provenance(figure: Figure, *datasets: Datasets | Iterable[xr.Dataset | None]) -> Figure:
+    """Write under a figure which scale it shows, computed where and when; returns the figure."""
+    every = [d for group in datasets for d in (group.values() if isinstance(group, Mapping) else group)]
+    words = textwrap.fill(provenance_line(every), int(figure.get_figwidth() * 16))
+    figure.supxlabel(words, fontsize=7.5, color=FAINT, x=0.99, ha="right")
+    return figure
+
+
+def _present(datasets: Datasets, variable: str = "regret") -> dict[str, xr.Dataset]:
+    return {m: d for m, d in datasets.items() if d is not None and variable in d}
+
+
+def _missing_note(datasets: Datasets, width: int = 60) -> str:
+    """Return a second line for an axis label that names what is not there (or nothing)."""
+    names = [m for m, dataset in datasets.items() if dataset is None]
+    return "\n" + textwrap.fill(f"not computed: {', '.join(names)}", width) if names else ""
+
+
+def _curves(ax: Axes, method: str, x: np.ndarray, values: np.ndarray) -> None:
+    """Draw repetitions thin, quartiles as a band, the median thick."""
+    color, (low, median, high) = METHOD_COLORS[method], quantiles(values)
+    if len(values) > 1:
+        ax.plot(x, values.T, color=color, linewidth=0.5, alpha=0.35)
+        ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    ax.plot(x, median, color=color, linestyle=METHOD_LINES[method])
+
+
+def _label_ends(ax: Axes, ends: Mapping[str, float], size: float = 8.5) -> None:
+    """Name each curve at its right end, moved apart where curves end close together; off the scale: with its value."""
+    names, (low, high) = sorted(ends, key=ends.__getitem__), ax.get_ylim()
+    points = ax.get_window_extent().height * 72 / ax.figure.dpi
+    steps = np.arange(len(names)) * min(1.2 * size / points, 1 / max(len(names) - 1, 1)) * (high - low)
+    wanted = np.array([min(ends[name], high) for name in names])
+    # Least squares under a smallest distance: an isotonic regression of what remains without those distances.
+    places = np.clip(isotonic_regression(wanted - steps).x, low, high - steps[-1]) + steps if names else []
+    across = ax.get_yaxis_transform()
+    for name, place, end in zip(names, places, wanted, strict=True):
+        words = name if ends[name] <= high else f"{name} \u2191 {ends[name]:.1f}"
+        line = {"arrowstyle": "-", "color": METHOD_COLORS[name], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0}
+        dark = [0.7 * c for c in to_rgb(METHOD_COLORS[name])]  # small text needs more contrast than lines do
+        style = {"va": "center", "fontsize": size, "color": dark, "annotation_clip": False}
+        ax.annotate(words, (1, end), (1.05, place), across, across, line, **style)
+
+
+def common_top(*groups: Datasets, steps: int = 200) -> float:
+    """Return an upper end for regret axes (nats) that all but RandomPF, which may be far off, stay below."""
+    regrets = [d["regret"].values[:, :steps] for g in groups for m, d in _present(g).items() if m != "RandomPF"]
+    return 1.12 * max((float(quantiles(r).q75.max()) for r in regrets), default=1.0)
+
+
+def regret_curves(
+    datasets: Datasets, ax: Axes | None = None, steps: int = 200, top: float | None = None, tuned: int | None = 50
+) -> Axes:
+    """Draw cumulative regret (Eq. 10, nats) against step n: median, quartiles and repetitions of every method.
+
+    `top` is the upper end of the axis (default: `common_top`); `tuned` marks the tuning length.
+    """
+    ax = ax if ax is not None else plt.subplots()[1]
+    present, ends = _present(datasets), {}
+    for method, dataset in present.items():
+        regret = dataset["regret"].values[:, :steps]
+        _curves(ax, method, np.arange(1, regret.shape[1] + 1), regret)
+        ends[method] = float(quantiles(regret[:, -1]).median)
+    top = top or common_top(datasets, steps=steps)
+    ax.set(xlim=(0, steps), ylim=(-0.03 * top, top), ylabel="cumulative regret (nats)")
+    if tuned:
+        ax.axvline(tuned, color=FAINT, linewidth=0.8, linestyle=":")
+        ax.text(tuned, top, " tuning length", va="top", fontsize=8, color=FAINT)
+    ax.set_xlabel("step n" + _missing_note(datasets))
+    _label_ends(ax, ends)
+    return ax
+
+
+def regret_bars(
+    datasets: Datasets, at: Sequence[int] = (50, 200), axes: Iterable[Axes] | None = None, top: float | None = None
+) -> list[Axes]:
+    """Draw regret (nats) at the steps `at`: bars are medians, whiskers quartiles, lines the exact Bayes predictors."""
+    axes = list(plt.subplots(1, len(at), sharey=True, squeeze=False)[1][0] if axes is None else axes)
+    bars = [m for m in datasets if m not in BAYES_METHODS]
+    present, top = _present(datasets), top or common_top(datasets, steps=max(at))
+    for ax, n in zip(axes, at, strict=True):
+        for place, method in enumerate(bars):
+            if method not in present:
+                ax.text(place, 0, " not computed", rotation=90, ha="center", va="bottom", fontsize=7.5, color=FAINT)
+                continue
+            low, median, high = quantiles(present[method]["regret"].values[:, n - 1])
+            ax.bar(place, median, color=METHOD_COLORS[method], yerr=[[median - low], [high - median]], width=0.75)
+            words = f"{median:.2f}".replace("-0.00", "0.00")
+            ax.annotate(words, (place, min(high, top)), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+        for method in (m for m in BAYES_METHODS if m in present):
+            level = float(present[method]["regret"].values[0, n - 1])
+            ax.axhline(level, color=METHOD_COLORS[method], linestyle=METHOD_LINES[method], linewidth=1.2)
+            ax.text(1.01, level, method, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5)
+        ax.set_xticks(range(len(bars)), bars, rotation=90, fontsize=8.5)
+        ax.set(xlim=(-0.6, len(bars) - 0.4), ylim=(min(ax.get_ylim()[0], 0), top), title=f"n = {n}")
+    axes[0].set_ylabel("cumulative regret (nats)")
+    return axes
+
+
+def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, top: float | None = None) -> Axes:
+    """Draw the tuning loss (nats a sequence), averaged over `smooth` steps: repetitions thin, their median thick."""
+    ax = ax if ax is not None else plt.subplots()[1]
+    wanted = {m: d for m, d in datasets.items() if m in METHODS and m != "HardPT"}
+    ends = {}
+    for method, dataset in _present(wanted, "tuning_loss").items():
+        loss = dataset["tuning_loss"].values
+        part = max(1, min(smooth, loss.shape[1] // 10))
+        mean = loss[:, : loss.shape[1] // part * part].reshape(len(loss), -1, part).mean(-1)
+        _curves(ax, method, part * (np.arange(mean.shape[1]) + 0.5), mean)
+        ends[method] = float(np.median(mean[:, -1]))
+        ax.set_xlim(0, loss.shape[1])
+    ax.set_ylim(top=top)
+    _label_ends(ax, ends)
+    ax.set(xlabel="tuning step" + _missing_note(wanted), ylabel="log-loss (nats a sequence)")
+    return ax
+
+
+def posteriors(fits: Mapping[str, BetaFit], ax: Axes | None = None, bias: float | None = None) -> Axes:
+    """Draw each method's fitted Beta(a, b) over the coin's bias, one row a method, all scaled to one height."""
+    ax = ax if ax is not None else plt.subplots()[1]
+    grid = np.linspace(0.0005, 0.9995, 2000)
+    for row, (method, fit) in enumerate(reversed(fits.items())):
+        density = stats.beta.logpdf(grid, fit.alpha, fit.beta)
+        height, color = row + 0.85 * np.exp(density - density.max()), METHOD_COLORS[method]
+        ax.fill_between(grid, row, height, color=color, alpha=0.6, linewidth=0)
+        ax.plot(grid, height, color=color, linewidth=1)
+        words = "known coin" if fit.alpha + fit.beta > 1e5 else f"Beta({fit.alpha:.1f}, {fit.beta:.1f})"
+        ax.text(0.99, row + 0.45, words, ha="right", va="center", fontsize=8.5)
+    if bias is not None:
+        ax.axvline(bias, color=FAINT, linewidth=0.8, linestyle=":")
+    ax.set_yticks(np.arange(len(fits)) + 0.4, [*reversed(fits)], fontsize=8.5)
+    ax.set(xlim=(0, 1), ylim=(-0.1, max(len(fits), 1)), xlabel="bias")
+    return ax
+
+
+def overview(store: Store, scale: str = "paper") -> Figure:
+    """Draw the README's picture: regret on the single coin, both networks."""
+    use_style()
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True)
+    groups = [stored(store, architecture, scale=scale) for architecture in ("lstm", "transformer")]
+    for ax, group, title in zip(axes, groups, ("LSTM", "Transformer"), strict=True):
+        regret_curves(group, ax, top=common_top(*groups)).set_title(title)
+    return add_provenance(figure, *groups)
+
+
+def paper_figures(store: Store, scale: str = "paper") -> dict[str, Figure]:
+    """Return every figure of the papers that the stored results give: Figures 1 and A5 of Genewein et al. (2025)."""
+    use_style()
+    lstm, transformer = (stored(store, architecture, scale=scale) for architecture in ("lstm", "transformer"))
+    layout = [["curves", "t0", "t1"], ["curves", "l0", "l1"]]
+    first, axes = plt.subplot_mosaic(layout, width_ratios=[1.25, 1, 1], figsize=(13, 7.6))
+    regret_curves(transformer, axes["curves"]).set_title("Transformer")
+    for group, letter, title in ((transformer, "t", "Transformer"), (lstm, "l", "LSTM")):
+        for ax in regret_bars(group, axes=[axes[letter + "0"], axes[letter + "1"]]):
+            ax.set_title(f"{title}, {ax.get_title()}")
+    appendix, rows = plt.subplots(2, 2, figsize=(12, 8.4))
+    for column, group, title in ((0, transformer, "Transformer"), (1, lstm, "LSTM")):
+        regret_curves(group, rows[0, column]).set_title(title)
+        tuning_loss(group, rows[1, column])
+    return {
+        "genewein2025-figure-1": add_provenance(first, transformer, lstm),
+        "genewein2025-figure-A5": add_provenance(appendix, transformer, lstm),
+    }
