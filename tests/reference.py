@@ -9,9 +9,10 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from bayesprompt.predictors import LSTM
+from bayesprompt.predictors import LSTM, make_predictor
 
 # For programs that run once: XLA compiles these networks five times as fast, to about the same rounding errors.
 QUICK = {
@@ -21,6 +22,14 @@ QUICK = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
+
+
+@functools.lru_cache
+def parameters(architecture):
+    """Return parameters like initial ones, but nowhere 0 or 1, so that every one matters."""
+    shapes = jax.eval_shape(make_predictor(architecture).init, jax.random.key(0))
+    draw = np.random.default_rng(1)
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape) * 0.4 + (x.ndim == 1), jnp.float32), shapes)
 
 
 def log_probs(architecture, params, tokens, prefix):

@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 
 from bayesprompt import cli, plotting
-from bayesprompt.experiments import Cell, cells, load_cell, run_cell
+from bayesprompt.experiments import Cell, cells, load_cell
+from bayesprompt.running import run_cell
 from bayesprompt.store import Store
 
 SMOKE = Cell("single-coin", "lstm", "SoftPT", "smoke")

@@ -10,7 +10,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
-from reference import quick_jit
+from reference import parameters, quick_jit
 
 from bayesprompt import predictors
 from bayesprompt.predictors import LSTM, Network, Transformer, log_loss, make_predictor, product, sinusoids
@@ -26,14 +26,6 @@ each = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=["transformer"
 deepest = pytest.mark.parametrize("architecture", [TWO, LSTM_TWO], ids=["transformer-2", "lstm-2"])
 BATCH, LENGTH, ROWS = 3, 6, 2
 TABLE, PAIRWISE = predictors.TABLE_PAIRS, 0
-
-
-@functools.lru_cache
-def parameters(architecture):
-    """Parameters like initial ones, but nowhere 0 or 1, so that every one matters."""
-    shapes = jax.eval_shape(make_predictor(architecture).init, jax.random.key(0))
-    draw = np.random.default_rng(1)
-    return jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape) * 0.4 + (x.ndim == 1), jnp.float32), shapes)
 
 
 @functools.lru_cache

@@ -25,8 +25,8 @@ from bayesprompt.experiments import (
     merge_cells,
     network_cell,
     repetitions_of,
-    run_cell,
 )
+from bayesprompt.running import run_cell
 from bayesprompt.store import RefusedFileError, Store, device, make_folder, read_dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
