@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# A test file stays on one worker: its tests share compiled programs.
+PARALLEL := -n 2 --dist loadfile
 PIP := -m pip install --quiet --disable-pip-version-check
 
 # The repository's address in the built pages' buttons, if it is not the one in book/_config.yml.
@@ -24,12 +26,12 @@ book: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python scripts/book.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m 'not slow' --ignore tests/test_pages.py
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --ignore tests/test_pages.py
 
 figures: .venv/installed
 	$(BIN)/bayesprompt figures --out build/figures

@@ -76,7 +76,7 @@ def quick():
 def store(quick, tmp_path_factory):
     """One network and what most tests read of it; nothing here is ever damaged."""
     store = Store(tmp_path_factory.mktemp("cells"), shipped=None)
-    for method in ("NoTuning", "RandomPF", "HardPT", "SoftPT", "UnembedWT"):
+    for method in ("NoTuning", "RandomPF", "HardPT", "SoftPT", "FullWT"):
         run_cell(cell(method), store)
     for method in ("TargetBayes", "PreBayes", "PreBayesPT"):
         run_cell(cell(method, "bayes"), store)
@@ -219,7 +219,7 @@ def test_a_network_cell_holds_a_network_and_its_distance_from_laplace(store):
         ("RandomPF", 2, {"prefix"}),
         ("HardPT", 1, {"prefix", "search_loss"}),
         ("SoftPT", 2, {"prefix", "tuning_loss"}),
-        ("UnembedWT", 2, {"tuning_loss"}),
+        ("FullWT", 2, {"tuning_loss"}),
     ],
 )
 def test_what_a_tuned_cell_holds(store, method, repetitions, more):
@@ -234,7 +234,7 @@ def test_what_a_tuned_cell_holds(store, method, repetitions, more):
     if "prefix" in more:
         assert dataset.prefix.shape == (repetitions, 6, 16 if method == "SoftPT" else 2)
     # Tuned weights lie beside, in the user's folder.
-    assert (store.folder / f"{cell(method).name}.safetensors").exists() == (method == "UnembedWT")
+    assert (store.folder / f"{cell(method).name}.safetensors").exists() == (method == "FullWT")
     assert not list(store.folder.glob("*.partial"))
 
 
@@ -266,7 +266,7 @@ def test_the_hard_prefix_is_the_best_on_fresh_sequences(store):
     dataset, (predictor, params) = load_cell(cell("HardPT"), store), load_network(cell("HardPT"), store)
     fresh = search_data(cell("HardPT"))
     assert fresh.shape == (32, 10) and dataset.search_loss.shape == (64,)
-    best = int(dataset.search_loss.argmin())
+    best = int(dataset.search_loss.values.argmin())
     prompt = [int(digit) for digit in f"{best:06b}"]
     np.testing.assert_array_equal(dataset.prefix[0], hard_prefix(np.array(prompt)).inputs)
     again = hard_search(predictor, params, 6, fresh)
@@ -282,7 +282,7 @@ def test_exact_predictors_are_within_their_error_of_the_closed_forms(store):
     prompted = bayes["PreBayesPT"]
     counts = prompted.prompt_counts.values
     assert counts.sum() == 6 and prompted.search_loss.shape == (7,)
-    assert counts.tolist() == prompt_compositions(6)[int(prompted.search_loss.argmin())].tolist()
+    assert counts.tolist() == prompt_compositions(6)[int(prompted.search_loss.values.argmin())].tolist()
     expected = exact_regret(RANDOM_COINS, target, steps, tuple(map(int, counts)))
     assert (np.abs(prompted.regret[0] - expected) <= 4 * prompted.regret_stderr[0] + 1e-9).all()
     best, _ = best_hard_prompt(RANDOM_COINS, target, 6, 10)

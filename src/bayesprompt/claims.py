@@ -199,7 +199,7 @@ def _g18(results: Results) -> Iterator[Part]:
         worst = None
         if cell is not None:
             predictor = target if method == "TargetBayes" else RANDOM_COINS
-            prompt = tuple(cell.prompt_counts.values) if method == "PreBayesPT" else (0, 0)
+            prompt = tuple(cell.prompt_counts.values.tolist()) if method == "PreBayesPT" else (0, 0)
             exact = exact_regret(predictor, target, 200, prompt)
             difference = np.abs(cell.regret.values[0] - exact)[[49, 199]]
             # The known coin has no regret at all, sampled or exact: leave rounding aside.

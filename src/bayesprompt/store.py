@@ -199,6 +199,7 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
     os.close(handle)
     try:
         write(temporary)
+        os.chmod(temporary, 0o644)  # temporary files start out private
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
