@@ -100,14 +100,14 @@ class Judgement:
         return ", ".join(known) + waiting
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(part.label)}</td><td>{'missing' if part.value is None else f'{part.value:.4f}'}</td>"
-            f"<td>{html.escape(part.threshold)}</td></tr>"
-            for part in self.parts
-        )
+        def row(tag: str, *cells: str) -> str:
+            style = 'style="text-align:left;padding:0.2em 1.2em 0.2em 0"'
+            return "<tr>" + "".join(f"<{tag} {style}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        rows = [row("td", p.label, "missing" if p.value is None else f"{p.value:.4f}", p.threshold) for p in self.parts]
         return (
             f"<p><strong>{self.id} {self.verdict}.</strong> {html.escape(self.statement)}</p>"
-            f"<table><thead><tr><th>quantity</th><th>value</th><th>threshold</th></tr></thead><tbody>{rows}</tbody></table>"
+            f"<table><thead>{row('th', 'quantity', 'value', 'threshold')}</thead><tbody>{''.join(rows)}</tbody></table>"
             f"<p><small>{html.escape(self.provenance)}</small></p>"
         )
 
