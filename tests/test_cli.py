@@ -147,6 +147,7 @@ def test_doctor_names_what_is_wrong(command):
     assert code == 1 and "unreadable" in out
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_identical_numbers(computed, tmp_path):
     """SIGKILL after the first checkpoint, then the same command again: the result of an undisturbed run."""
     words = [sys.executable, "-m", "bayesprompt.cli", "run", "single-coin", "--scale", "smoke"]

@@ -335,3 +335,18 @@ def test_settings_are_positive(steps, batch, length, rate, clip):
     else:
         with pytest.raises(ValueError, match=f"^{wrong[0]} = {given_values[wrong[0]]}: must be > 0$"):
             FitConfig(**given_values)
+
+
+@pytest.mark.parametrize("method", ["SoftPT", "LoRAWT"])
+def test_an_accelerators_loop_takes_the_same_steps(method, monkeypatch):
+    """Off the CPU all repetitions run side by side and no batch is cut into parts: same numbers within rounding."""
+    config, tuner = FitConfig(steps=4, batch=128, length=5), make_tuner(method, TRANSFORMER, 2, 2)
+
+    def losses():
+        compiled_loop.cache_clear()
+        return fit(make_predictor(TRANSFORMER), tuner, parameters(TRANSFORMER), Coin(0.2), config, KEY, 2).loss
+
+    here = losses()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    np.testing.assert_allclose(losses(), here, rtol=1e-5)
+    compiled_loop.cache_clear()

@@ -328,8 +328,8 @@ class LSTMTorso(nn.Module):
         for index, (cell, start) in enumerate(zip(self.cells, state["states"], strict=True)):
             kernel, recurrent, bias = gate_weights(cell)
             # First layer: a token's input gates are looked up inside the step; later layers project the layer below.
-            bias = bias[None]
-            gates = (lambda row: row @ state["gates"]) if index == 0 else (lambda row, k=kernel, b=bias: row @ k + b)
+            look_up, project = (lambda row: row @ state["gates"]), (lambda row, k=kernel, b=bias: row @ k + b[None])
+            gates = project if index else look_up
             carry = jax.tree.map(lambda y: jnp.broadcast_to(y, (choice.shape[0], y.shape[-1])), start)
             _, x = jax.lax.scan(lambda c, row, g=gates, r=recurrent: lstm_step(c, g(row), r), carry, x)
         return state["first"], x.swapaxes(0, 1)

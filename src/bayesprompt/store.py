@@ -40,6 +40,7 @@ class Store:
     def __init__(self, folder: Path | str | None = None, shipped: Path | str | None = SHIPPED) -> None:
         """Look in `folder` (default: the user's cache) and then in `shipped`; None leaves the shipped results out."""
         self.folder = Path(folder) if folder is not None else cache_folder()
+        self.commit = commit()  # read now: the checkout may move on during a long run
         self.folders = [self.folder] + ([Path(shipped)] if shipped is not None else [])
 
     def find(self, name: str, suffix: str = ".nc") -> Path | None:
@@ -63,7 +64,7 @@ class Store:
             "config": canonical(config),
             "config_hash": digest(config),
             "version": importlib.metadata.version("bayesprompt"),
-            "commit": commit(),
+            "commit": self.commit,
             "device": device(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "seconds": float(seconds),
