@@ -37,7 +37,7 @@ figures: .venv/installed
 	$(BIN)/bayesprompt figures --out build/figures
 
 test-colab: .venv-colab/installed
-	.venv-colab/bin/python -m pytest -o addopts=-ra tests/colab/smoke.py
+	.venv-colab/bin/python -m pytest -o addopts=-ra --noconftest tests/colab/smoke.py
 
 repository: .venv/installed
 	$(BIN)/python scripts/book.py repository $(REPOSITORY)

@@ -108,6 +108,7 @@ def test_figures_writes_png_and_pdf(command, monkeypatch, tmp_path):
     assert (tmp_path / "figures" / f"{names[0]}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_merge_takes_checks_and_refuses(command, computed, tmp_path, monkeypatch):
     code, out, _ = command("merge", computed)
     assert code == 0 and out.count("taken") == 2
@@ -124,6 +125,7 @@ def test_merge_takes_checks_and_refuses(command, computed, tmp_path, monkeypatch
     assert "not the name of a cell" in command("merge", alone)[1]
 
 
+@pytest.mark.slow
 def test_merge_refuses_a_network_whose_arrays_were_changed(command, computed, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()

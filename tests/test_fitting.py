@@ -337,7 +337,7 @@ def test_settings_are_positive(steps, batch, length, rate, clip):
             FitConfig(**given_values)
 
 
-@pytest.mark.parametrize("method", ["SoftPT", "LoRAWT"])
+@pytest.mark.parametrize("method", ["SoftPT", pytest.param("LoRAWT", marks=pytest.mark.slow)])
 def test_an_accelerators_loop_takes_the_same_steps(method, monkeypatch):
     """Off the CPU all repetitions run side by side and no batch is cut into parts: same numbers within rounding."""
     config, tuner = FitConfig(steps=4, batch=128, length=5), make_tuner(method, TRANSFORMER, 2, 2)

@@ -251,8 +251,8 @@ def recorded() -> dict[str, str]:
 
 
 def record(judgements: list[Judgement]) -> None:
-    """Write down today's verdicts, for the book to be held against."""
-    verdicts = json.dumps({j.id: j.verdict for j in judgements}, indent=1) + "\n"
+    """Write down today's verdicts, for the book to be held against; what is not judged yet may still become either."""
+    verdicts = json.dumps({j.id: j.verdict for j in judgements if j.verdict != "not judged"}, indent=1) + "\n"
 
     def write(path: str) -> None:
         with open(path, "w") as file:
