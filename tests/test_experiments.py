@@ -297,11 +297,12 @@ def test_predictions_are_tabulated_by_step_and_heads():
     np.testing.assert_allclose(table, [[0.6, nan, nan], [0.2, 0.6, nan], [nan, 0.2, nan]], rtol=1e-6)
 
 
-def test_predict_all_is_the_predictor_whatever_the_parts(store):
+def test_predict_all_is_the_predictor_whatever_the_parts(store, monkeypatch):
     predictor, params = load_network(PRETRAINED, store)
     tokens, _ = evaluation_data(PRETRAINED)
     whole = predict_all(predictor, params, NO_PREFIX, tokens)
-    np.testing.assert_allclose(predict_all(predictor, params, NO_PREFIX, tokens, part=8), whole, rtol=1e-5)
+    monkeypatch.setattr(running, "part_size", lambda *_: 8)
+    np.testing.assert_allclose(predict_all(predictor, params, NO_PREFIX, tokens), whole, rtol=1e-5)
     assert whole.dtype == np.float64 and whole.shape == (32, 20, 2)
 
 

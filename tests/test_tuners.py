@@ -173,11 +173,11 @@ def test_methods_are_named_once():
 
 @pytest.fixture
 def quick_search(monkeypatch):
-    monkeypatch.setattr(tuners, "_score", quick_jit(tuners._score.__wrapped__, static_argnums=0))
+    monkeypatch.setattr(tuners, "_score", quick_jit(tuners._score.__wrapped__, static_argnums=(0, 1)))
 
 
 @pytest.mark.parametrize(("architecture", "length"), [(LSTM3, 2), (TRANSFORMER, 3)], ids=["lstm", "transformer"])
-def test_hard_search_is_a_brute_force(architecture, length, quick_search):
+def test_hard_search_is_a_brute_force(architecture, length, quick_search, monkeypatch):
     """Twelve sequences: three parts of four."""
     base, num_tokens = parameters(architecture), architecture.num_tokens
     data = jnp.asarray(np.random.default_rng(3).integers(0, num_tokens, (12, 5)), jnp.int32)
@@ -189,7 +189,8 @@ def test_hard_search_is_a_brute_force(architecture, length, quick_search):
     np.testing.assert_allclose(found.loss, list(losses.values()), rtol=1e-5)
     assert np.ptp(found.loss) > 0.01
     assert tuple(found.prefix) == min(losses, key=losses.get)
-    again = hard_search(make_predictor(architecture), base, length, data, part=5)  # parts of 1, since 5 divides no 12
+    monkeypatch.setattr(tuners, "part_size", lambda *_: 4)
+    again = hard_search(make_predictor(architecture), base, length, data)
     np.testing.assert_allclose(again.loss, found.loss, rtol=1e-5)
 
 

@@ -52,6 +52,7 @@ def run(
         raise ValueError(f"EXPERIMENT = {experiment}: name one of {', '.join(EXPERIMENTS)}, or give --all")
     store, wanted = Store(), cells(experiment, architecture, method, scale, seed)
     make_folder(store.folder)
+    keep_compiled(store.folder / "compiled")
     bases = [network_cell(c) for c in wanted if c.experiment != "pretraining" and c.architecture != "bayes"]
     todo = list(dict.fromkeys([*bases, *wanted]))
     # One bar for all cells, in optimisation steps of all repetitions: its estimate is of the whole run.
@@ -65,6 +66,13 @@ def run(
             last = int(dataset.n[-1])
             median = float(dataset.regret.sel(n=last).median())
             bar.write(f"{cell.name}: R({last}) = {median:.3f} nats, {dataset.attrs['seconds']:.0f} s", file=sys.stdout)
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep compiled programs on disk, so that the next process starts in seconds; a folder the user chose stays."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _advance(bar: tqdm, start: int, repetitions: int) -> Callable[[int, float], None]:

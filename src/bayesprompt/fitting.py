@@ -1,4 +1,8 @@
-"""One compiled loop for pretraining and for every gradient tuner: draw data, take a step, again."""
+"""One compiled loop for pretraining and for every gradient tuner: draw data, take a step, again.
+
+Repetitions, and where devices are left the sequences of a batch, are spread over all devices: accelerators, those of
+several hosts under `jax.distributed`, or the cores of a CPU.
+"""
 
 import functools
 from collections import Counter
@@ -12,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend.core import Literal
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from bayesprompt.predictors import LSTM, Params, Predictor, log_loss
+from bayesprompt.devices import gather, make_mesh, padded, part_size
+from bayesprompt.predictors import Params, Predictor, log_loss
 from bayesprompt.store import LOG, RefusedFileError, load_arrays, save_arrays, set_aside
 from bayesprompt.tuners import Tuner
 
@@ -66,26 +72,33 @@ def fit(
 ) -> Fit:
     """Minimise the expected cumulative log-loss on `source` over the tuner's phi (Eq. 5 and 7), R repetitions at once.
 
-    Repetition r starts from and draws its data with fold_in(key, r). With `checkpoint` (a file), the run continues
-    where it was killed, with identical numbers on one CPU machine; the caller deletes the file. A damaged checkpoint is
-    kept under another name, and the run starts anew. `progress(step, loss)` is called between chunks. Raises
-    DivergedError at a loss that is not finite; the last good checkpoint stays.
+    Repetition r starts from and draws its data with fold_in(key, r). With `checkpoint` (a file, on a disk that all
+    hosts see), the run continues where it was killed, with identical numbers on one CPU machine; the caller deletes the
+    file. A damaged checkpoint is kept under another name, and the run starts anew. `progress(step, loss)` is called
+    between chunks. Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(repetitions))
-    run, start, chunk = compiled_loop(predictor, tuner, config)
+    mesh = make_mesh(repetitions, config.batch)
+    run, start = compiled_loop(predictor, tuner, config, mesh)
+    side_by_side, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["repetition"], []))
+    indices = np.arange(padded(repetitions, mesh.shape["repetition"]))
+    keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)), out_shardings=side_by_side)(key, indices)
+    base, source = jax.device_put(jax.device_get(jax.tree.map(jnp.asarray, (base, source))), everywhere)
     carry = start(base, keys)
     loss = np.zeros((repetitions, 0), np.float32)
     if checkpoint is not None and checkpoint.exists():
+        started = gather(carry)
+        kept = jax.tree.map(lambda x: x[:repetitions], started)
         try:
-            saved, loss = load_arrays(checkpoint, (carry, jax.ShapeDtypeStruct((repetitions, -1), np.float32)))
-            carry = jax.tree.map(jnp.asarray, saved)
+            saved, loss = load_arrays(checkpoint, (kept, jax.ShapeDtypeStruct((repetitions, -1), np.float32)))
+            filled = jax.tree.map(lambda x, s: np.concatenate([x, s[repetitions:]]), saved, started)
+            carry = jax.device_put(filled, side_by_side)
         except RefusedFileError as error:
             LOG.warning("%s", error)
             set_aside(checkpoint)
     while loss.shape[1] < config.steps:
         done = loss.shape[1]
         carry, new = run(base, source, carry, keys, done)
-        new = np.asarray(new)
+        new = gather(new)[:repetitions]
         if not np.isfinite(new).all():
             step = done + int(np.argmin(np.isfinite(new).all(0))) + 1
             kept = f"; the checkpoint of step {done} is kept, and the same call resumes there"
@@ -95,22 +108,24 @@ def fit(
             )
         loss = np.concatenate([loss, new], axis=1)
         if checkpoint is not None:
-            save_arrays(checkpoint, (carry, loss))
+            kept = jax.tree.map(lambda x: x[:repetitions], gather(carry))
+            if jax.process_index() == 0:
+                save_arrays(checkpoint, (kept, loss))
         if progress is not None:
             progress(loss.shape[1], float(np.median(new[:, -1])))
-    return Fit(carry[0], loss)
+    return Fit(jax.tree.map(lambda x: x[:repetitions], gather(carry[0])), loss)
 
 
 @functools.lru_cache
-def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig) -> tuple[Callable, Callable, int]:
-    """Return (run, start, chunk): jitted functions shared by all sources, base parameters and keys."""
+def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig, mesh: Mesh) -> tuple[Callable, Callable]:
+    """Return (run, start): jitted functions shared by all sources, base parameters and keys.
+
+    start(base, keys) -> carry; run(base, source, carry, keys, done) -> carry, losses of one more chunk of steps.
+    """
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.learning_rate))
     chunk = max(d for d in range(1, MAX_CHUNK + 1) if config.steps % d == 0)
-    on_cpu = jax.default_backend() == "cpu"
-    # A part of the batch keeps its activations in the CPU's cache (the LSTM's stay there anyway); a GPU takes all.
-    part = config.batch
-    if on_cpu and not isinstance(predictor.architecture, LSTM):
-        part = int(np.gcd(config.batch, 64))
+    share = config.batch // mesh.shape["batch"]
+    part = part_size(share, predictor.architecture.sequences_in_cache)
 
     def loss_and_grad(base, phi, tokens):
         def prepare(phi):
@@ -145,8 +160,10 @@ def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig) -> tupl
     def run_one(base, source, carry, key, done):
         def step(carry, step):
             phi, moments = carry
+            # Every device draws the whole batch, so that the data do not depend on their number, and reads its share.
             tokens, _ = source.sample(jax.random.fold_in(jax.random.fold_in(key, 1), step), config.batch, config.length)
-            loss, grad = loss_and_grad(base, phi, tokens)
+            tokens = jax.lax.dynamic_slice_in_dim(tokens, jax.lax.axis_index("batch") * share, share)
+            loss, grad = jax.lax.psum(loss_and_grad(base, phi, tokens), "batch")
             updates, moments = optimizer.update(grad, moments)
             return (optax.apply_updates(phi, updates), moments), loss
 
@@ -156,7 +173,7 @@ def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig) -> tupl
         TRACES["run"] += 1
         one = functools.partial(run_one, base, source, done=done)
         # One repetition after the other keeps the CPU's cache; a GPU wants them side by side.
-        if on_cpu:
+        if jax.default_backend() == "cpu":
             return jax.lax.map(lambda x: one(*x), (carry, keys))
         return jax.vmap(one)(carry, keys)
 
@@ -167,7 +184,11 @@ def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig) -> tupl
 
         return jax.vmap(start_one)(keys)
 
-    return jax.jit(run, donate_argnames="carry"), jax.jit(start), chunk
+    spread, whole = PartitionSpec("repetition"), PartitionSpec()
+    inputs = (whole, whole, spread, spread, whole)
+    run = jax.shard_map(run, mesh=mesh, in_specs=inputs, out_specs=spread, check_vma=False)
+    start = jax.shard_map(start, mesh=mesh, in_specs=(whole, spread), out_specs=spread, check_vma=False)
+    return jax.jit(run, donate_argnums=2), jax.jit(start)
 
 
 def depends(function: Callable, argument: Any) -> list[bool]:

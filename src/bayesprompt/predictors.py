@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,6 +34,7 @@ class Transformer:
     num_heads: int = 4
     num_layers: int = 1
     mlp_dim: int = 512
+    sequences_in_cache: ClassVar[int] = 64  # whose activations a CPU's cache holds, about
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1, or heads that do not divide the width."""
@@ -52,6 +53,7 @@ class LSTM:
     embed_dim: int = 128
     hidden_dim: int = 128
     num_layers: int = 1
+    sequences_in_cache: ClassVar[int] = 256
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1."""
@@ -111,10 +113,10 @@ def product(x: Float[Array, "rows D"], kernel: Float[Array, "D E"]) -> Float[Arr
 
 def _product_gradient(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     # By default XLA transposes the wide dy (recomputing the activation's derivative as it goes) to form dy.T @ x, and
-    # reads the kernel column by column. Materialised first, dy is read once, and only the narrow x and kernel turn.
+    # reads the kernel column by column. Materialised first, dy is read once, and only the narrow operand turns.
     x, kernel = saved
     dy, transposed = jax.lax.optimization_barrier((dy, kernel.T))
-    return dy @ transposed, x.T @ dy
+    return dy @ transposed, x.T @ dy if kernel.shape[0] <= kernel.shape[1] else jax.lax.optimization_barrier(dy.T @ x).T
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_gradient)
@@ -138,7 +140,7 @@ class Network(nn.Module):
         self.embedding = nn.Dense(self.architecture.embed_dim)
         torso = TransformerTorso if isinstance(self.architecture, Transformer) else LSTMTorso
         self.torso = torso(self.architecture)
-        self.unembedding = nn.Dense(self.architecture.num_tokens)
+        self.unembedding = nn.Dense(self.architecture.num_tokens, dot_general=dense_product)
 
     def create(self) -> Float[Array, "1 2 K"]:
         """Run once on two tokens, so that every parameter exists."""
@@ -256,13 +258,15 @@ def attend(query: Array, key: Array, value: Array, memory: tuple[Array, Array]) 
     return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))
 
 
-def attention_table(query: Array, key: Array, value: Array, memory: tuple[Array, Array]) -> tuple[Array, Array]:
+def attention_table(
+    query: Array, key: Array, value: Array, memory: tuple[Array, Array]
+) -> Float[Array, "pairs pairs H size"]:
     """Tabulate first-layer attention, whose scores depend on two (position, token) pairs only.
 
-    With n K pairs, `table[j c, i a]` holds what token c at position j adds to the softmax's numerator (per head and
-    value coordinate) and denominator at position i if token a stands there; `shared` is what the prompt adds. Attention
-    over a whole batch is then one matrix product with the batch's one-hot tokens, instead of B * H small ones and
-    B * H * n**2 exponentials.
+    With n K pairs, row (j, c) and column (i, a) of the table hold what token c at position j adds to the softmax's
+    numerator (per head and value coordinate) and denominator at position i if token a stands there. Attention over a
+    whole batch is then one matrix product with the batch's one-hot tokens, instead of B * H small ones and B * H * n**2
+    exponentials.
     """
     past_key, past_value = memory
     n, num_tokens = query.shape[:2]
@@ -274,17 +278,18 @@ def attention_table(query: Array, key: Array, value: Array, memory: tuple[Array,
     own, past = jnp.exp(own - largest[..., None, None]), jnp.exp(past - largest[..., None])
     with_count = functools.partial(jnp.pad, pad_width=[(0, 0), (0, 0), (0, 1)], constant_values=1.0)
     value = with_count(value.reshape(n * num_tokens, *value.shape[2:]))
-    own = own.reshape(len(own), n * num_tokens, n * num_tokens)
-    table = jnp.einsum("hij,jhd->jihd", own, value)
+    # Turn the weights first, not the product, which is (head size + 1) times larger; keep no broadcast copies either.
+    own = own.reshape(len(own), n * num_tokens, n * num_tokens).transpose(2, 1, 0)
+    table = jax.checkpoint(lambda own, value: own[..., None] * value[:, None])(own, value)
+    # Some token always stands at the first position: its rows bring in what the prompt adds, at no cost a sequence.
     shared = jnp.einsum("hias,shd->iahd", past, with_count(past_value))
-    return table, shared
+    return table.at[:num_tokens].add(shared.reshape(1, *table.shape[1:]))
 
 
-def attend_by_table(choice: Float[Array, "B n K"], tables: tuple[Array, Array]) -> Float[Array, "B n D"]:
+def attend_by_table(choice: Float[Array, "B n K"], table: Float[Array, "pairs pairs H size"]) -> Float[Array, "B n D"]:
     """Causal softmax attention of the first layer, from the batch's tokens and `attention_table`."""
-    table, shared = tables
     sums = choice.reshape(len(choice), len(table)) @ table.reshape(len(table), math.prod(table.shape[1:]))
-    sums = sums.reshape(len(choice), *shared.shape) + shared[None]
+    sums = sums.reshape(*choice.shape, *table.shape[2:])
     sums = jnp.einsum("bik,bikhd->bihd", choice, sums)
     mixed = sums[..., :-1] / sums[..., -1:]
     return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from bayesprompt.devices import part_size
 from bayesprompt.experiments import (
     EXPERIMENTS,
     RANDOM_COINS,
@@ -66,7 +67,7 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
 def _network(cell: Cell, store: Store, progress: Callable | None) -> tuple[xr.Dataset, Params]:
     """Train a network on random coins (or leave it as drawn), and compare it with Laplace's rule (Eq. 6)."""
     scale, config, predictor = SCALES[cell.scale], cell_config(cell), make_predictor(architecture_of(cell))
-    params, loss = predictor.init(stream(cell, "init")), np.zeros((1, 0), np.float32)
+    params, loss = jax.jit(predictor.init)(stream(cell, "init")), np.zeros((1, 0), np.float32)
     if cell.method == "Pretrained":
         full, checkpoint = make_tuner("FullWT", predictor.architecture), store.checkpoint(cell.name, config)
         key = stream(cell, "pretrain")
@@ -194,9 +195,9 @@ def tabulate(log_probs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0).astype(np.float32)
 
 
-def predict_all(predictor: Predictor, params: Params, prefix: Prefix, tokens: np.ndarray, part: int = 64) -> np.ndarray:
-    """Return log-probabilities (B, N, K) in float64 storage for many sequences, `part` of them at a time."""
-    part = int(np.gcd(part, len(tokens)))
+def predict_all(predictor: Predictor, params: Params, prefix: Prefix, tokens: np.ndarray) -> np.ndarray:
+    """Return log-probabilities (B, N, K) in float64 storage for many sequences, a part of them at a time."""
+    part = part_size(len(tokens), predictor.architecture.sequences_in_cache)
     parts = _predict_parts(predictor, params, prefix, jnp.asarray(tokens).reshape(-1, part, tokens.shape[1]))
     return np.asarray(parts, np.float64).reshape(*tokens.shape, -1)
 

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from bayesprompt.devices import gather, make_mesh, padded, part_size
 from bayesprompt.predictors import Architecture, Params, Predictor, Transformer, log_loss
 from bayesprompt.prefixes import (
     NO_PREFIX,
@@ -116,25 +118,30 @@ class HardSearch(NamedTuple):
     loss: Float[np.ndarray, " prefixes"]
 
 
-def hard_search(
-    predictor: Predictor, params: Params, prefix_length: int, tokens: Int[Array, "B N"], part: int = 64
-) -> HardSearch:
-    """Score all K**L hard prefixes on the same sequences (HardPT, Eq. 7), `part` sequences at a time.
+def hard_search(predictor: Predictor, params: Params, prefix_length: int, tokens: Int[Array, "B N"]) -> HardSearch:
+    """Score all K**L hard prefixes on the same sequences (HardPT, Eq. 7); each prefix is read once.
 
     Raises ValueError for L < 1 or more than 2**16 prefixes.
     """
     prefixes = all_hard_prefixes(prefix_length, predictor.architecture.num_tokens)
-    part = int(np.gcd(part, len(tokens)))
-    loss = np.asarray(_score(predictor, params, jnp.asarray(prefixes), tokens.reshape(-1, part, tokens.shape[1])))
+    mesh = make_mesh(len(prefixes), 1)
+    filled = np.resize(prefixes, (padded(len(prefixes), mesh.shape["repetition"]), prefix_length))
+    parts = tokens.reshape(-1, part_size(len(tokens), predictor.architecture.sequences_in_cache), tokens.shape[1])
+    loss = gather(_score(predictor, mesh, jax.device_get(params), filled, np.asarray(parts)))[: len(prefixes)]
     return HardSearch(prefixes[int(np.argmin(loss))], loss)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score(predictor: Predictor, params: Params, prefixes: Array, parts: Array) -> Array:
-    def score(prefix):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score(predictor: Predictor, mesh: Mesh, params: Params, prefixes: Array, parts: Array) -> Array:
+    def score(params, parts, prefix):
         rows = jax.nn.one_hot(prefix, predictor.architecture.num_tokens)
         state = predictor.prompt(params, Prefix(inputs=rows), parts.shape[-1])
         losses = jax.lax.map(lambda part: log_loss(predictor.predict(params, state, part), part).sum(1).mean(), parts)
         return losses.mean()
 
-    return jax.lax.map(score, prefixes)
+    def score_share(params, parts, prefixes):
+        return jax.lax.map(functools.partial(score, params, parts), prefixes)
+
+    whole, spread = PartitionSpec(), PartitionSpec("repetition")
+    shares = jax.shard_map(score_share, mesh=mesh, in_specs=(whole, whole, spread), out_specs=spread, check_vma=False)
+    return shares(params, parts, prefixes)

@@ -1,0 +1,113 @@
+"""Devices: how work is dealt out to them, and that their number changes no result."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from bayesprompt.devices import grid, padded, part_size
+
+# 20 steps of three repetitions, as each process of a run does them; the first process keeps the numbers.
+FIT = """
+import sys
+import jax
+import numpy as np
+address, processes, index, architecture, batch, out = sys.argv[1:]
+if int(processes) > 1:
+    jax.distributed.initialize(address, int(processes), int(index))
+from bayesprompt import predictors
+from bayesprompt.fitting import FitConfig, fit
+from bayesprompt.sources import Coin
+from bayesprompt.store import save_arrays
+from bayesprompt.tuners import make_tuner
+sizes = predictors.LSTM(2, 16, 16) if architecture == "LSTM" else predictors.Transformer(2, 16, 4, 1, 32)
+predictor = predictors.make_predictor(sizes)
+base = predictor.init(jax.random.key(0))
+config = FitConfig(steps=20, batch=int(batch), length=6, learning_rate=1e-3)
+result = fit(predictor, make_tuner("SoftPT", sizes, 2), base, Coin(0.2), config, jax.random.key(1), 3)
+if jax.process_index() == 0:
+    save_arrays(__import__("pathlib").Path(out), (result, np.array(len(jax.devices()))))
+"""
+
+
+def fitted(tmp_path, processes, devices_each, architecture, batch):
+    """Run FIT in fresh processes and return its loss, phi and number of devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    out = tmp_path / f"{processes}-{devices_each}"
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices_each), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", FIT, address, str(processes)]
+    running = [
+        subprocess.Popen([*command, str(i), architecture, str(batch), str(out)], env=environment)
+        for i in range(processes)
+    ]
+    assert [process.wait(timeout=240) for process in running] == [0] * processes
+    from safetensors.numpy import load_file
+
+    arrays = load_file(out)
+    return arrays["0.loss"], arrays["0.phi"], int(arrays["1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "batch"), [("LSTM", 8), ("Transformer", 9)])
+def test_two_devices_and_two_processes_give_the_numbers_of_one_device(tmp_path, architecture, batch):
+    """A batch of 8 is shared by both devices; 9 does not divide, so the three repetitions are filled up to four."""
+    loss, phi, count = fitted(tmp_path, 1, 1, architecture, batch)
+    assert count == 1 and loss.shape == (3, 20) and phi.shape == (3, 2, 16)
+    for processes, devices_each in [(1, 2), (2, 1)]:
+        again, phi_again, count = fitted(tmp_path, processes, devices_each, architecture, batch)
+        assert count == 2
+        np.testing.assert_allclose(again, loss, rtol=1e-5)
+        np.testing.assert_allclose(phi_again, phi, rtol=0, atol=1e-5 * abs(phi).max())
+
+
+@pytest.mark.parametrize(
+    ("count", "repetitions", "batch", "expected"),
+    [
+        (1, 10, 256, (1, 1)),
+        (2, 10, 256, (2, 1)),
+        (2, 1, 256, (1, 2)),
+        (2, 3, 256, (1, 2)),  # 1.5 batches each instead of 2
+        (2, 3, 9, (2, 1)),  # no half of 9
+        (4, 10, 256, (2, 2)),
+        (8, 10, 256, (2, 4)),
+        (16, 10, 256, (2, 8)),
+        (3, 1, 256, (1, 2)),  # 3 does not divide 256
+    ],
+)
+def test_the_grid_leaves_each_device_the_least_work(count, repetitions, batch, expected):
+    assert grid(count, repetitions, batch) == expected
+
+
+def test_what_does_not_divide_is_filled_up():
+    assert [padded(n, 4) for n in (1, 4, 5, 8)] == [4, 4, 8, 8]
+
+
+def test_parts_are_for_caches(monkeypatch):
+    assert (part_size(256, 64), part_size(80, 64), part_size(48, 64)) == (64, 16, 16)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert part_size(256, 64) == 256
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, "cores"), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4)],
+)
+def test_every_core_is_a_device_unless_someone_chose(settings, expected):
+    code = "import bayesprompt, jax; print(len(jax.devices()))"
+    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | settings, capture_output=True, text=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert int(done.stdout) == (cores if expected == "cores" else expected), done.stderr
+
+
+def test_a_jax_that_has_started_is_left_as_it_is():
+    code = "import jax; jax.devices(); import bayesprompt; print(len(jax.devices()))"
+    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr
