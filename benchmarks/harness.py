@@ -210,6 +210,13 @@ def compare_steps(
     return row
 
 
+def megabytes(compiled: Any) -> float:
+    """Return what one device holds while the program runs."""
+    sizes = compiled.memory_analysis()
+    held = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    return (held - sizes.alias_size_in_bytes) / 2**20
+
+
 def describe(row: dict[str, Any]) -> str:
     """Return one printed line: seconds, GFLOP/s, fraction of the machine's matrix-product rate, ratio."""
     parts = [f"{row['case']:24s}", f"{row['seconds']:9.4f} s"]

@@ -1,20 +1,13 @@
 """How much memory does a training step hold for each repetition (buffers of the compiled program)?"""
 
 import jax
-from harness import arguments, finish, our_loop, public_step
+from harness import arguments, finish, megabytes, our_loop, public_step
 
 from bayesprompt.devices import make_mesh
 from bayesprompt.fitting import FitConfig
 from bayesprompt.predictors import LSTM, Transformer
 
 CASES = [("FullWT", 100, 1), ("SoftPT", 50, 10), ("LoRAWT", 50, 10), ("FullWT", 50, 10)]
-
-
-def megabytes(compiled) -> float:
-    """Return what one device holds while the program runs."""
-    sizes = compiled.memory_analysis()
-    held = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-    return (held - sizes.alias_size_in_bytes) / 2**20
 
 
 if __name__ == "__main__":

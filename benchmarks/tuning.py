@@ -8,7 +8,7 @@ from bayesprompt.predictors import LSTM, Transformer
 METHODS = ["SoftPT", "LoRAWT", "FullWT"]
 
 if __name__ == "__main__":
-    options = arguments(__doc__, methods=METHODS, repetitions=[10], steps=[2])
+    options = arguments(__doc__, methods=METHODS, repetitions=[10], steps=[5])
     rows = []
     for architecture in (Transformer(), LSTM()):
         for method in options.methods:
