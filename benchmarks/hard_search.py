@@ -4,8 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from harness import arguments, describe, finish, matrix_rate, paired, public_code, public_predictor, step_flops
+from harness import arguments, describe, finish, matrix_rate, paired, public_code, public_predictor
 
+from bayesprompt.fitting import step_flops
 from bayesprompt.predictors import LSTM, Transformer, make_predictor
 from bayesprompt.prefixes import all_hard_prefixes
 from bayesprompt.sources import Coin

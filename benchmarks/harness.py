@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from bayesprompt.devices import make_mesh, padded
-from bayesprompt.fitting import FitConfig, compiled_loop
+from bayesprompt.fitting import FitConfig, compiled_loop, step_flops
 from bayesprompt.predictors import Architecture, Transformer, make_predictor
 from bayesprompt.sources import BetaCoins, Coin
 from bayesprompt.store import commit, device
@@ -78,6 +78,15 @@ def paired(rounds: int, *calls: Callable[[], Any]) -> list[float]:
 
 
 @functools.cache
+def memory_rate() -> float:
+    """Return the bytes/s that a pass over a large array reaches on this machine (read once, written once)."""
+    x = jnp.zeros(2**26, jnp.float32)
+    add = jax.jit(lambda x: x + 1.0)
+    add(x).block_until_ready()
+    return 2 * x.nbytes / min(timed(lambda: add(x)) for _ in range(10))
+
+
+@functools.cache
 def matrix_rate() -> float:
     """Return the FLOP/s that a large float32 matrix product reaches on this machine, the best of several."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
@@ -85,20 +94,6 @@ def matrix_rate() -> float:
     multiply = jax.jit(lambda x: jnp.dot(x, x, precision="highest"))
     multiply(x).block_until_ready()
     return 2 * size**3 / min(timed(lambda: multiply(x)) for _ in range(10))
-
-
-def step_flops(architecture: Architecture, batch: int, length: int, weights_move: bool = True) -> float:
-    """Return the nominal FLOPs of a training step: matrix products of every token, forward, and back.
-
-    Backward costs as much again for the activations, and once more for the weights if they are learned. What the code
-    saves by looking tokens up instead of multiplying still counts, so that two codes can be compared.
-    """
-    width = architecture.embed_dim
-    if isinstance(architecture, Transformer):
-        token = 2 * (4 * width**2 + 2 * width * architecture.mlp_dim) + 4 * length * width
-    else:
-        token = 2 * 4 * architecture.hidden_dim * (width + architecture.hidden_dim)
-    return (3 if weights_move else 2) * architecture.num_layers * token * batch * length
 
 
 def our_loop(architecture: Architecture, method: str, config: FitConfig, repetitions: int) -> tuple[Any, tuple]:
@@ -196,9 +191,8 @@ def compare_steps(
     if options.thunnini is not None:
         calls.append(public_steps(options.thunnini, architecture, method, config))
     seconds = [time / config.steps for time in paired(options.rounds, *calls)]
-    flops = repetitions * step_flops(
-        architecture, config.batch, config.length, weights_move=method not in (*PREFIXES, "UnembedWT", "EmbedWT")
-    )
+    learned = method not in (*PREFIXES, "UnembedWT", "EmbedWT")
+    flops = repetitions * step_flops(architecture, config.batch, config.length, learned)
     row = {
         "case": f"{type(architecture).__name__} {method}", "batch": config.batch, "length": config.length,
         "width": architecture.embed_dim, "repetitions": repetitions, "seconds": seconds[0],
@@ -230,8 +224,8 @@ def describe(row: dict[str, Any]) -> str:
 def machine() -> dict[str, Any]:
     """Describe where and when: device, matrix-product rate, versions, commit, date."""
     return {
-        "device": device(), "matrix_rate": matrix_rate(), "jax": jax.__version__, "python": platform.python_version(),
-        "commit": commit(), "date": datetime.now(UTC).date().isoformat(),
+        "device": device(), "matrix_rate": matrix_rate(), "memory_rate": memory_rate(), "jax": jax.__version__,
+        "python": platform.python_version(), "commit": commit(), "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 
 

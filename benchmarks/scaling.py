@@ -1,8 +1,8 @@
 """How do time and memory of a FullWT step grow with length, width and repetitions (batch 64)?"""
 
-from harness import arguments, finish, megabytes, our_loop, our_steps, paired, step_flops
+from harness import arguments, finish, megabytes, our_loop, our_steps, paired
 
-from bayesprompt.fitting import FitConfig
+from bayesprompt.fitting import FitConfig, step_flops
 from bayesprompt.predictors import LSTM, Transformer
 
 BATCH, LENGTH, WIDTH = 64, 100, 128

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from bayesprompt.devices import gather, make_mesh, padded, part_size
-from bayesprompt.predictors import Params, Predictor, log_loss
+from bayesprompt.predictors import Architecture, Params, Predictor, Transformer, log_loss
 from bayesprompt.store import LOG, RefusedFileError, load_arrays, save_arrays, set_aside
 from bayesprompt.tuners import Tuner
 
@@ -189,6 +189,20 @@ def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig, mesh: M
     run = jax.shard_map(run, mesh=mesh, in_specs=inputs, out_specs=spread, check_vma=False)
     start = jax.shard_map(start, mesh=mesh, in_specs=(whole, spread), out_specs=spread, check_vma=False)
     return jax.jit(run, donate_argnums=2), jax.jit(start)
+
+
+def step_flops(architecture: Architecture, batch: int, length: int, weights_move: bool = True) -> float:
+    """Return the nominal floating-point operations of one training step: the matrix products of every token.
+
+    Backward costs as much again as forward for the activations, and once more for the weights if they are learned. What
+    is looked up here instead of multiplied counts all the same, so that codes can be compared.
+    """
+    width = architecture.embed_dim
+    if isinstance(architecture, Transformer):
+        token = 2 * (4 * width**2 + 2 * width * architecture.mlp_dim) + 4 * length * width
+    else:
+        token = 2 * 4 * architecture.hidden_dim * (width + architecture.hidden_dim)
+    return float((3 if weights_move else 2) * architecture.num_layers * token * batch * length)
 
 
 def depends(function: Callable, argument: Any) -> list[bool]:
