@@ -9,7 +9,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # The repository's address in the built pages' buttons, if it is not the one in book/_config.yml.
 export REPOSITORY ?=
 
-.PHONY: help book test check figures test-colab repository clean
+.PHONY: help book test check figures bench test-colab repository clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make test        all tests: units, chapters, built pages in a browser'
 	@echo 'make check       lint and unit tests with shapes checked: under 2 minutes'
 	@echo 'make figures     the figures of the papers as PNG and PDF, in build/figures'
+	@echo 'make bench       how fast it is here, in 5 minutes; THUNNINI=PATH adds ratios to a checkout of the public code'
 	@echo 'make test-colab  the package in a second environment with the versions that Google Colab has'
 	@echo 'make repository REPOSITORY=https://...  set the address that the book is published from'
 	@echo 'make clean       remove what was made, less the environments'
@@ -35,6 +36,12 @@ check: .venv/installed
 
 figures: .venv/installed
 	$(BIN)/bayesprompt figures --out build/figures
+
+BENCHMARKS := roofline pretraining tuning memory compilation
+bench: .venv/installed
+	@$(if $(THUNNINI),$(BIN)/python $(PIP) --no-deps chex absl-py toolz,)
+	@for name in $(BENCHMARKS) $(if $(THUNNINI),hard_search,); do echo "== $$name"; \
+	  $(BIN)/python benchmarks/$$name.py --rounds 3 $(if $(THUNNINI),--thunnini $(THUNNINI),) $(BENCH) || exit 1; done
 
 test-colab: .venv-colab/installed
 	.venv-colab/bin/python -m pytest -o addopts=-ra --noconftest tests/colab/smoke.py

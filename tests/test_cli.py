@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import safetensors.numpy
+from jax.experimental.compilation_cache import compilation_cache
 
 from bayesprompt import cli, plotting
 from bayesprompt.experiments import Cell, cells, load_cell
@@ -33,6 +35,23 @@ def command(monkeypatch, capsys):
         return code, out, err
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def no_programs_on_disk():
+    """The command line keeps compiled programs; other tests do not."""
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    cli.keep_compiled(tmp_path / "ours")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+    jax.config.update("jax_compilation_cache_dir", None)
+    cli.keep_compiled(tmp_path / "ours")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "ours")
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +187,4 @@ def test_a_killed_run_resumes_to_identical_numbers(computed, tmp_path):
         assert (again[name].values == undisturbed[name].values).all() or name == "prediction"
     assert again.attrs["config_hash"] == undisturbed.attrs["config_hash"]
     assert not list((tmp_path / "killed").glob("*.partial"))
+    assert list((tmp_path / "killed" / "compiled").iterdir()), "programs for the next process"
