@@ -18,6 +18,7 @@ import xarray as xr
 from reference import quick_jit
 
 from bayesprompt import experiments, fitting, running, tuners
+from bayesprompt.devices import make_mesh
 from bayesprompt.experiments import (
     EXPERIMENTS,
     RANDOM_COINS,
@@ -55,8 +56,8 @@ import jax, reference
 jax.jit = reference.quick_jit
 from bayesprompt import fitting, running, tuners
 fitting.MAX_CHUNK = 5
-for module, name in ((tuners, "_score"), (running, "_predict_parts")):
-    setattr(module, name, reference.quick_jit(getattr(module, name).__wrapped__, static_argnums=0))
+for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
+    setattr(module, name, reference.quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
 """
 
 
@@ -65,8 +66,8 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", quick_jit)
         patch.setattr(fitting, "MAX_CHUNK", 5)
-        for module, name in ((tuners, "_score"), (running, "_predict_parts")):
-            patch.setattr(module, name, quick_jit(getattr(module, name).__wrapped__, static_argnums=0))
+        for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
+            patch.setattr(module, name, quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
         compiled_loop.cache_clear()
         yield
         compiled_loop.cache_clear()
@@ -256,7 +257,8 @@ def test_the_random_prefix_is_where_the_real_one_starts(store):
     network = load_network(cell("RealPT"), store)
     predictor, params = network
     config = SCALES["smoke"].tuning
-    _, start, _ = compiled_loop(predictor, make_tuner("RealPT", predictor.architecture, 6), config)
+    mesh = make_mesh(2, config.batch)
+    _, start = compiled_loop(predictor, make_tuner("RealPT", predictor.architecture, 6), config, mesh)
     key = stream(cell("RealPT"), "tune")
     phi, _ = start(params, jax.numpy.stack([jax.random.fold_in(key, r) for r in range(2)]))
     np.testing.assert_array_equal(load_cell(cell("RandomPF"), store).prefix, phi)
