@@ -38,7 +38,7 @@ if __name__ == "__main__":
         seconds = paired(min(options.rounds, 3), *calls)
         flops = 2**PREFIX_LENGTH * step_flops(architecture, len(tokens), LENGTH) / 3  # forward alone
         row = {
-            "case": f"{type(architecture).__name__} HardPT", "sequences": len(tokens), "seconds": seconds[0],
+            "case": f"{type(architecture).__name__} HardPT", "length": LENGTH, "repetitions": 1, "seconds": seconds[0],
             "flops_per_second": flops / seconds[0], "fraction_of_peak": flops / seconds[0] / matrix_rate(),
         }  # fmt: skip
         if len(seconds) > 1:
