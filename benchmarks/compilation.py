@@ -1,7 +1,6 @@
 """How long does a cell take to start: without compiled programs on disk, and with them?"""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import json, sys, time
 began = time.perf_counter()
 import jax
 from bayesprompt import predictors
-from bayesprompt.cli import keep_compiled
+from bayesprompt.devices import keep_compiled
 from bayesprompt.fitting import FitConfig, fit
 from bayesprompt.sources import Coin
 from bayesprompt.tuners import make_tuner
@@ -38,7 +37,7 @@ print(json.dumps({"imports": imported - began, "start": 2 * times[0] - times[1] 
 def start(folder, case) -> dict:
     """Return the seconds of the imports, and from there to the first step's beginning."""
     command = [sys.executable, "-c", CHILD, folder, *map(str, case)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env={**os.environ})
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -107,9 +107,9 @@ def our_loop(architecture: Architecture, method: str, config: FitConfig, repetit
     return run, (base, source, start(base, keys), keys, 0)
 
 
-def our_steps(architecture: Architecture, method: str, config: FitConfig, repetitions: int) -> Callable[[], Any]:
-    """Return a call that runs the next chunk of the compiled loop."""
-    run, (base, source, carry, keys, done) = our_loop(architecture, method, config, repetitions)
+def our_steps(run: Any, given: tuple) -> Callable[[], Any]:
+    """Return a call that runs the next chunk of what `our_loop` returned (the loop itself or compiled)."""
+    base, source, carry, keys, done = given
     held = [carry]
 
     def call():
@@ -187,7 +187,7 @@ def compare_steps(
     options: argparse.Namespace, architecture: Architecture, method: str, config: FitConfig, repetitions: int
 ) -> dict[str, Any]:
     """Time the training steps of all repetitions, beside the public code's, and print the row."""
-    calls = [our_steps(architecture, method, config, repetitions)]
+    calls = [our_steps(*our_loop(architecture, method, config, repetitions))]
     if options.thunnini is not None:
         calls.append(public_steps(options.thunnini, architecture, method, config))
     seconds = [time / config.steps for time in paired(options.rounds, *calls)]
@@ -232,7 +232,7 @@ def machine() -> dict[str, Any]:
 def finish(options: argparse.Namespace, script: str, rows: list[dict[str, Any]]) -> None:
     """Print the machine; with --save, keep the rows in place of this script's former ones on this kind of device."""
     where = machine()
-    print(f"{script}: {where['device']}, {where['matrix_rate'] / 1e9:.0f} GFLOP/s in products")
+    print(f"{Path(script).stem}: {where['device']}, {where['matrix_rate'] / 1e9:.0f} GFLOP/s in products")
     if options.save:
         name = f"{Path(script).stem}.{jax.default_backend()}"
         saved = json.loads(SAVED.read_text()) if SAVED.exists() else {}

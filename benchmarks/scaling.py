@@ -23,8 +23,9 @@ if __name__ == "__main__":
         for axis, value, length, width, repetitions in cases:
             architecture, config = sizes(name, width), FitConfig(steps=1, batch=BATCH, length=length)
             run, given = our_loop(architecture, "FullWT", config, repetitions)
-            held = megabytes(run.lower(*given).compile())
-            (seconds,) = paired(min(options.rounds, 2), our_steps(architecture, "FullWT", config, repetitions))
+            compiled = run.lower(*given).compile()
+            held = megabytes(compiled)
+            (seconds,) = paired(min(options.rounds, 2), our_steps(compiled, given))
             rate = repetitions * step_flops(architecture, BATCH, length) / seconds
             rows.append(
                 {"case": name, "axis": axis, "value": value, "seconds": seconds, "megabytes_per_device": held,

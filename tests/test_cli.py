@@ -45,15 +45,6 @@ def no_programs_on_disk():
     compilation_cache.reset_cache()
 
 
-def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    cli.keep_compiled(tmp_path / "ours")
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
-    jax.config.update("jax_compilation_cache_dir", None)
-    cli.keep_compiled(tmp_path / "ours")
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "ours")
-
-
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
     """A folder with one smoke cell and its base network."""

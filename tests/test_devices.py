@@ -8,8 +8,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from safetensors.numpy import load_file
 
-from bayesprompt.devices import grid, padded, part_size
+from bayesprompt.devices import grid, keep_compiled, padded, part_size
 
 # 20 steps of three repetitions, as each process of a run does them; the first process keeps the numbers.
 FIT = """
@@ -47,8 +49,6 @@ def fitted(tmp_path, processes, devices_each, architecture, batch):
         for i in range(processes)
     ]
     assert [process.wait(timeout=240) for process in running] == [0] * processes
-    from safetensors.numpy import load_file
-
     arrays = load_file(out)
     return arrays["0.loss"], arrays["0.phi"], int(arrays["1"])
 
@@ -111,3 +111,14 @@ def test_a_jax_that_has_started_is_left_as_it_is():
     clean = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True)
     assert done.stdout.strip() == "1", done.stderr
+
+
+def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    keep_compiled(tmp_path / "ours")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compiled(tmp_path / "ours")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "ours")
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()

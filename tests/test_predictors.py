@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from reference import parameters, quick_jit
 
-from bayesprompt import predictors
-from bayesprompt.predictors import LSTM, Network, Transformer, log_loss, make_predictor, product, sinusoids
+from bayesprompt import transformer
+from bayesprompt.layers import product
+from bayesprompt.predictors import LSTM, Network, Transformer, log_loss, make_predictor
 from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.transformer import sinusoids
 
 ONE = Transformer(num_tokens=2, embed_dim=16, num_heads=2, num_layers=1, mlp_dim=32)
 TWO = Transformer(num_tokens=3, embed_dim=16, num_heads=4, num_layers=2, mlp_dim=24)
@@ -25,7 +27,7 @@ each = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=["transformer"
 # One network of each kind, with two layers and three tokens: whatever could go wrong can go wrong there.
 deepest = pytest.mark.parametrize("architecture", [TWO, LSTM_TWO], ids=["transformer-2", "lstm-2"])
 BATCH, LENGTH, ROWS = 3, 6, 2
-TABLE, PAIRWISE = predictors.TABLE_PAIRS, 0
+TABLE, PAIRWISE = transformer.TABLE_PAIRS, 0
 
 
 @functools.lru_cache
@@ -104,7 +106,7 @@ def assert_close(actual, expected):
     ids=lambda value: f"{type(value).__name__}-{value.num_layers}" if hasattr(value, "num_layers") else str(value),
 )
 def test_outputs_and_gradients_are_the_plain_networks(architecture, kind, pairs, monkeypatch):
-    monkeypatch.setattr(predictors, "TABLE_PAIRS", pairs)
+    monkeypatch.setattr(transformer, "TABLE_PAIRS", pairs)
     log_probs, gradients = output_and_gradients(architecture, kind, pairs)
     expected, expected_gradients = output_and_gradients(architecture, kind, None)
     assert_close(log_probs, expected)
@@ -131,7 +133,7 @@ def test_probabilities_sum_to_one(architecture):
 )
 def test_causal_by_gradients(architecture, pairs, monkeypatch):
     """Output n depends on every input before n, and on no other."""
-    monkeypatch.setattr(predictors, "TABLE_PAIRS", pairs)
+    monkeypatch.setattr(transformer, "TABLE_PAIRS", pairs)
     network, prefix = Network(architecture), draw_prefix(architecture, "inputs")
     inputs = jax.nn.one_hot(draw_tokens(architecture, batch=1, length=LENGTH), architecture.num_tokens)
 
@@ -175,7 +177,7 @@ def test_the_last_token_is_never_read_and_one_token_is_enough(architecture):
     ids=["transformer-table", "transformer-pairwise", "lstm"],
 )
 def test_a_hard_prefix_is_the_same_tokens_as_data(architecture, pairs, monkeypatch):
-    monkeypatch.setattr(predictors, "TABLE_PAIRS", pairs)
+    monkeypatch.setattr(transformer, "TABLE_PAIRS", pairs)
     compiled.cache_clear()  # its programs were traced with the other path
     prompt, tokens = np.array([2, 0]), draw_tokens(architecture)
     data = np.concatenate([np.tile(prompt, (len(tokens), 1)), tokens], axis=1).astype(np.int32)

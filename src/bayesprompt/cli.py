@@ -15,6 +15,7 @@ from tqdm import tqdm
 import bayesprompt
 from bayesprompt import claims as claims_
 from bayesprompt import plotting
+from bayesprompt.devices import keep_compiled
 from bayesprompt.experiments import (
     EXPERIMENTS,
     SCALES,
@@ -66,13 +67,6 @@ def run(
             last = int(dataset.n[-1])
             median = float(dataset.regret.sel(n=last).median())
             bar.write(f"{cell.name}: R({last}) = {median:.3f} nats, {dataset.attrs['seconds']:.0f} s", file=sys.stdout)
-
-
-def keep_compiled(folder: Path) -> None:
-    """Keep compiled programs on disk, so that the next process starts in seconds; a folder the user chose stays."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _advance(bar: tqdm, start: int, repetitions: int) -> Callable[[int, float], None]:

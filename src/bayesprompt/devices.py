@@ -1,12 +1,17 @@
 """How work is spread: over accelerators, also of several hosts (`jax.distributed`), or over the cores of a CPU."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
+
+# What every device has of an argument: a share of its first axis (repetitions), or all of it.
+SHARED_OUT, WHOLE = PartitionSpec("repetition"), PartitionSpec()
 
 
 def use_every_core() -> None:
@@ -21,6 +26,13 @@ def use_every_core() -> None:
             jax.config.update("jax_num_cpu_devices", cores)
         except RuntimeError:  # JAX has started: its one device uses all cores as well as it can
             pass
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep compiled programs on disk, so that the next process starts in seconds; a folder the user chose stays."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def make_mesh(repetitions: int, batch: int) -> Mesh:
@@ -44,6 +56,11 @@ def grid(devices: int, repetitions: int, batch: int) -> tuple[int, int]:
 def padded(repetitions: int, rows: int) -> int:
     """Return the next multiple: what does not divide evenly is filled up with further repetitions that nobody sees."""
     return -(-repetitions // rows) * rows
+
+
+def spread(function: Callable, mesh: Mesh, *arguments: PartitionSpec) -> Callable:
+    """Return a function that each device runs on its share of the arguments; its results are shared out likewise."""
+    return jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=SHARED_OUT, check_vma=False)
 
 
 def gather(tree: Any) -> Any:

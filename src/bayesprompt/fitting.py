@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend.core import Literal
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
-from bayesprompt.devices import gather, make_mesh, padded, part_size
-from bayesprompt.predictors import Architecture, Params, Predictor, Transformer, log_loss
+from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
+from bayesprompt.predictors import Architecture, Params, Predictor, log_loss
 from bayesprompt.store import LOG, RefusedFileError, load_arrays, save_arrays, set_aside
 from bayesprompt.tuners import Tuner
 
@@ -79,7 +79,7 @@ def fit(
     """
     mesh = make_mesh(repetitions, config.batch)
     run, start = compiled_loop(predictor, tuner, config, mesh)
-    side_by_side, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["repetition"], []))
+    side_by_side, everywhere = NamedSharding(mesh, SHARED_OUT), NamedSharding(mesh, WHOLE)
     indices = np.arange(padded(repetitions, mesh.shape["repetition"]))
     keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)), out_shardings=side_by_side)(key, indices)
     base, source = jax.device_put(jax.device_get(jax.tree.map(jnp.asarray, (base, source))), everywhere)
@@ -184,11 +184,8 @@ def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig, mesh: M
 
         return jax.vmap(start_one)(keys)
 
-    spread, whole = PartitionSpec("repetition"), PartitionSpec()
-    inputs = (whole, whole, spread, spread, whole)
-    run = jax.shard_map(run, mesh=mesh, in_specs=inputs, out_specs=spread, check_vma=False)
-    start = jax.shard_map(start, mesh=mesh, in_specs=(whole, spread), out_specs=spread, check_vma=False)
-    return jax.jit(run, donate_argnums=2), jax.jit(start)
+    run = spread(run, mesh, WHOLE, WHOLE, SHARED_OUT, SHARED_OUT, WHOLE)
+    return jax.jit(run, donate_argnums=2), jax.jit(spread(start, mesh, WHOLE, SHARED_OUT))
 
 
 def step_flops(architecture: Architecture, batch: int, length: int, weights_move: bool = True) -> float:
@@ -197,12 +194,7 @@ def step_flops(architecture: Architecture, batch: int, length: int, weights_move
     Backward costs as much again as forward for the activations, and once more for the weights if they are learned. What
     is looked up here instead of multiplied counts all the same, so that codes can be compared.
     """
-    width = architecture.embed_dim
-    if isinstance(architecture, Transformer):
-        token = 2 * (4 * width**2 + 2 * width * architecture.mlp_dim) + 4 * length * width
-    else:
-        token = 2 * 4 * architecture.hidden_dim * (width + architecture.hidden_dim)
-    return float((3 if weights_move else 2) * architecture.num_layers * token * batch * length)
+    return float((3 if weights_move else 2) * architecture.token_flops(length) * batch * length)
 
 
 def depends(function: Callable, argument: Any) -> list[bool]:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from bayesprompt.devices import gather, make_mesh, padded, part_size
+from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
 from bayesprompt.predictors import Architecture, Params, Predictor, Transformer, log_loss
 from bayesprompt.prefixes import (
     NO_PREFIX,
@@ -142,6 +142,4 @@ def _score(predictor: Predictor, mesh: Mesh, params: Params, prefixes: Array, pa
     def score_share(params, parts, prefixes):
         return jax.lax.map(functools.partial(score, params, parts), prefixes)
 
-    whole, spread = PartitionSpec(), PartitionSpec("repetition")
-    shares = jax.shard_map(score_share, mesh=mesh, in_specs=(whole, whole, spread), out_specs=spread, check_vma=False)
-    return shares(params, parts, prefixes)
+    return spread(score_share, mesh, WHOLE, WHOLE, SHARED_OUT)(params, parts, prefixes)
