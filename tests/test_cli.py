@@ -13,7 +13,7 @@ import safetensors.numpy
 from jax.experimental.compilation_cache import compilation_cache
 
 from bayesprompt import cli, plotting
-from bayesprompt.experiments import Cell, cells, load_cell
+from bayesprompt.cells import Cell, cells, load_cell
 from bayesprompt.running import run_cell
 from bayesprompt.store import Store
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS, Cell, load_cell
+from bayesprompt.cells import Cell, load_cell
+from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS
 from bayesprompt.regret import best_hard_prompt, exact_regret
 from bayesprompt.sources import Coin, CoinMixture
 from bayesprompt.store import SHIPPED, Store, write_atomically

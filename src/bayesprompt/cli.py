@@ -15,18 +15,18 @@ from tqdm import tqdm
 import bayesprompt
 from bayesprompt import claims as claims_
 from bayesprompt import plotting
-from bayesprompt.devices import keep_compiled
-from bayesprompt.experiments import (
-    EXPERIMENTS,
-    SCALES,
+from bayesprompt.cells import (
     Cell,
     cell_config,
     cells,
     load_cell,
     merge_cells,
+    needs_network,
     network_cell,
     repetitions_of,
 )
+from bayesprompt.devices import keep_compiled
+from bayesprompt.experiments import EXPERIMENTS, SCALES, SWEEPS, SWEPT
 from bayesprompt.running import run_cell
 from bayesprompt.store import RefusedFileError, Store, device, make_folder, read_dataset
 
@@ -36,13 +36,14 @@ ScaleOption = Annotated[str, typer.Option("--scale", help="smoke, quick or paper
 ArchitectureOption = Annotated[str | None, typer.Option("--architecture", help="bayes, lstm or transformer")]
 MethodOption = Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")]
 SeedOption = Annotated[int, typer.Option("--seed", help="another seed is another set of cells")]
-ExperimentArgument = Annotated[str | None, typer.Argument(help=", ".join(EXPERIMENTS))]
+CHOICES = [*(name for name, experiment in EXPERIMENTS.items() if experiment.figures != SWEPT), *SWEEPS]
+ExperimentArgument = Annotated[str | None, typer.Argument(help="an experiment or a sweep: " + ", ".join(CHOICES))]
 
 
 @app.command()
 def run(
     experiment: ExperimentArgument = None,
-    everything: Annotated[bool, typer.Option("--all", help="every experiment")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="every experiment, without the sweeps")] = False,
     scale: ScaleOption = "quick",
     architecture: ArchitectureOption = None,
     method: MethodOption = None,
@@ -50,11 +51,11 @@ def run(
 ) -> None:
     """Compute what is missing, and resume what was interrupted."""
     if (experiment is None) != everything:
-        raise ValueError(f"EXPERIMENT = {experiment}: name one of {', '.join(EXPERIMENTS)}, or give --all")
+        raise ValueError(f"EXPERIMENT = {experiment}: name one of {', '.join(CHOICES)}, or give --all")
     store, wanted = Store(), cells(experiment, architecture, method, scale, seed)
     make_folder(store.folder)
     keep_compiled(store.folder / "compiled")
-    bases = [network_cell(c) for c in wanted if c.experiment != "pretraining" and c.architecture != "bayes"]
+    bases = [network_cell(c) for c in wanted if needs_network(c)]
     todo = list(dict.fromkeys([*bases, *wanted]))
     # One bar for all cells, in optimisation steps of all repetitions: its estimate is of the whole run.
     steps = {c: cell_config(c).get("fit", {}).get("steps", 0) * (repetitions_of(c)) for c in todo}

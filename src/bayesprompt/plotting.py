@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from bayesprompt.experiments import BAYES_METHODS, Cell, load_cell, methods_of
+from bayesprompt.cells import Cell, load_cell, methods_of
+from bayesprompt.experiments import BAYES_METHODS
 from bayesprompt.regret import BetaFit, quantiles
 from bayesprompt.store import Store
 from bayesprompt.tuners import METHODS, PREFIX_METHODS

@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from bayesprompt.devices import part_size
-from bayesprompt.experiments import (
-    EXPERIMENTS,
-    RANDOM_COINS,
-    SCALES,
+from bayesprompt.cells import (
     Cell,
     architecture_of,
     cell_config,
     evaluation_data,
     load_cell,
     load_network,
+    makes_network,
+    needs_network,
     network_cell,
     repetitions_of,
     search_data,
     stream,
+    tuning_source,
 )
+from bayesprompt.devices import part_size
+from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS, SCALES
 from bayesprompt.fitting import fit
 from bayesprompt.predictors import Params, Predictor, make_predictor
 from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
@@ -41,14 +42,14 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
 
     A run killed at any moment continues from its last checkpoint; a second process waits for the first.
     """
-    if cell.experiment != "pretraining" and cell.architecture != "bayes":
+    if needs_network(cell):
         run_cell(network_cell(cell), store)
     with store.lock(cell.name):
         found = load_cell(cell, store)
-        if found is not None and (cell.experiment != "pretraining" or load_network(cell, store)):
+        if found is not None and (not makes_network(cell) or load_network(cell, store)):
             return found
         began = time.monotonic()
-        if cell.experiment == "pretraining":
+        if makes_network(cell):
             config = cell_config(cell)
             dataset, params = _network(cell, store, progress)
             store.save_arrays(cell.name, params)
@@ -139,9 +140,8 @@ def _tuned(
             models = [tuner.inject(base, tuner.init(k, base)) for k in keys]
         else:
             checkpoint = store.checkpoint(cell.name, config)
-            phi, loss = fit(
-                predictor, tuner, base, experiment.target, scale.tuning, key, repetitions, checkpoint, progress
-            )
+            source = tuning_source(cell)
+            phi, loss = fit(predictor, tuner, base, source, scale.tuning, key, repetitions, checkpoint, progress)
             extra["tuning_loss"] = (("repetition", "tuning_step"), loss)
             models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(repetitions)]
             if cell.method not in PREFIX_METHODS:
@@ -151,7 +151,12 @@ def _tuned(
     tokens, latent = evaluation_data(cell)
     log_probs = (predict_all(predictor, params, prefix, tokens) for params, prefix in models)
     oracle = experiment.target.oracle_log_probs(tokens, latent)
-    return _label(_evaluated(log_probs, tokens, oracle).assign(extra))
+    dataset = _evaluated(log_probs, tokens, oracle).assign(extra)
+    # What the model still knows of random coins: excess log-loss over Laplace on the base network's own sequences.
+    tokens, _ = evaluation_data(network_cell(cell))
+    laplace = RANDOM_COINS.bayes_log_probs(tokens)
+    forgotten = [excess_log_loss(predict_all(predictor, *model, tokens), tokens, laplace).mean for model in models]
+    return _label(dataset.assign(forgetting=(("repetition", "seen_random"), np.stack(forgotten))))
 
 
 def _rows(prefix: Prefix) -> np.ndarray | None:

@@ -6,6 +6,7 @@ Letters in shapes: N length, K tokens in the alphabet, C components of a mixture
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -218,6 +219,25 @@ class Markov(Source):
     def oracle_log_probs(self, tokens: Tokens, latent: None = None) -> Float[np.ndarray, "*batch N K"]:
         """The same: nothing about the chain is hidden."""
         return self.bayes_log_probs(tokens)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "seed"], meta_fields=["size"])
+@dataclass(frozen=True)
+class Sample:
+    """`size` sequences of a source, drawn once from `seed`: each batch is drawn from these, with replacement."""
+
+    source: Source
+    seed: Number
+    size: int
+
+    def sample(
+        self, key: PRNGKeyArray, batch: int, length: int
+    ) -> tuple[Int[Array, "{batch} {length}"], Float[Array, "{batch} K"] | None]:
+        """Draw `batch` of the kept sequences, and the latent of each."""
+        _check_sizes(batch, length)
+        kept = self.source.sample(jax.random.key(self.seed), self.size, length)
+        chosen = jax.random.randint(key, (batch,), 0, self.size)
+        return jax.tree.map(lambda x: x[chosen], kept)
 
 
 SOURCES = (Coin, CoinMixture, BetaCoins, Categorical, CategoricalMixture, DirichletCategorical, Markov)

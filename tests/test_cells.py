@@ -17,12 +17,9 @@ import pytest
 import xarray as xr
 from reference import quick_jit
 
-from bayesprompt import experiments, fitting, running, tuners
-from bayesprompt.devices import make_mesh
-from bayesprompt.experiments import (
-    EXPERIMENTS,
-    RANDOM_COINS,
-    SCALES,
+from bayesprompt import cells as cells_
+from bayesprompt import fitting, running, tuners
+from bayesprompt.cells import (
     Cell,
     architecture_of,
     cell_config,
@@ -30,12 +27,17 @@ from bayesprompt.experiments import (
     evaluation_data,
     load_cell,
     load_network,
+    methods_of,
+    needs_network,
     network_cell,
     search_data,
     stream,
+    tuning_source,
 )
+from bayesprompt.devices import make_mesh
+from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS, SCALES, SWEEPS, TWO_COINS
 from bayesprompt.fitting import compiled_loop
-from bayesprompt.predictors import LSTM, make_predictor
+from bayesprompt.predictors import LSTM, Transformer, make_predictor
 from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
 from bayesprompt.regret import best_hard_prompt, cumulative_regret, exact_regret
 from bayesprompt.running import predict_all, run_cell, tabulate
@@ -119,12 +121,86 @@ def test_every_cell_of_the_single_coin():
 
 
 def test_base_networks_come_first_and_have_names():
-    assert [c.name for c in cells(method="Pretrained", scale="smoke", seed=3)] == [
+    assert [c.name for c in cells("pretraining", method="Pretrained", scale="smoke", seed=3)] == [
         "pretraining.lstm.Pretrained.smoke.3",
         "pretraining.transformer.Pretrained.smoke.3",
     ]
     assert cells()[0].experiment == "pretraining"
     assert network_cell(cell("SoftPT")) == PRETRAINED
+    for c in cells() + [c for sweep in SWEEPS for c in cells(sweep)]:
+        if needs_network(c):
+            assert network_cell(c) in cells(network_cell(c).experiment)
+
+
+def test_experiments_are_the_papers():
+    """What each experiment changes, per PAPERS: target, network, prefix length, sizes."""
+    for name, network, length, bayes in (
+        ("two-coins", "Pretrained", 6, TWO_COINS),
+        ("untrained-two-coins", "Untrained", 6, TWO_COINS),
+        ("untrained-random-coins", "Untrained", 6, RANDOM_COINS),
+        ("two-coins-prefix-25", "Pretrained", 25, TWO_COINS),
+        ("untrained-two-coins-prefix-25", "Untrained", 25, TWO_COINS),
+    ):
+        spec = EXPERIMENTS[name]
+        assert (spec.network, spec.prefix_length, spec.target) == (network, length, bayes)
+        assert cell_config(Cell(name, "lstm", "SoftPT"))["prefix_length"] == length
+    assert "HardPT" not in methods_of("two-coins-prefix-25", "lstm")
+    assert "PreBayesPT" in methods_of("two-coins-prefix-25", "bayes")
+    assert architecture_of(Cell("single-coin-embedding-4", "lstm", "SoftPT")) == LSTM(2, 4, 128, 1)
+    assert architecture_of(Cell("single-coin-embedding-4", "transformer", "SoftPT")) == Transformer(2, 4, 4, 1, 512)
+    assert architecture_of(Cell("single-coin-embedding-2", "transformer", "SoftPT")).num_heads == 2
+    assert architecture_of(Cell("two-coins-large", "lstm", "SoftPT")) == LSTM(2, 256, 256, 2)
+    assert architecture_of(Cell("two-coins-large", "transformer", "SoftPT")) == Transformer(2, 256, 4, 2, 1024)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_a_sweep_varies_one_setting(sweep):
+    title, methods, experiments = SWEEPS[sweep]
+    assert {c.method for c in cells(sweep)} == set(methods)
+    assert {c.experiment for c in cells(sweep)} == set(experiments.values())
+    assert list(experiments) == sorted(experiments)
+    known = {
+        "prefix-length": "prefix_length",
+        "prefix-length-two-coins": "prefix_length",
+        "tuning-sequences": "tuning_sequences",
+    }
+    for value, name in experiments.items():
+        spec = EXPERIMENTS[name]
+        if sweep in known:
+            assert getattr(spec, known[sweep]) == (None if value == np.inf else value)
+        elif sweep == "bias":
+            assert spec.target == Coin(value)
+        else:
+            assert architecture_of(Cell(name, "lstm", "SoftPT")).embed_dim == value
+
+
+def test_a_finite_sample_is_what_tuning_reads():
+    few = Cell("single-coin-sequences-16", "lstm", "SoftPT", "smoke")
+    source = tuning_source(few)
+    kept = {tuple(row) for row in np.asarray(source.sample(jax.random.key(1), 256, 30)[0])}
+    again = {tuple(row) for row in np.asarray(source.sample(jax.random.key(2), 256, 30)[0])}
+    assert len(kept) == 16 and kept == again
+    assert cell_config(few)["tuning_sequences"] == 16 and "tuning_sequences" not in cell_config(cell("SoftPT"))
+    assert tuning_source(cell("SoftPT")) == EXPERIMENTS["single-coin"].target
+
+
+@pytest.mark.parametrize("experiment", ["two-coins", "alternating", "single-coin-sequences-16"])
+def test_other_targets_run(store, tmp_path, experiment):
+    """A mixture, a source whose order matters, a finite sample: each gives a cell with finite regrets."""
+    mine = Store(tmp_path, shipped=store.folder)
+    dataset = run_cell(Cell(experiment, "lstm", "SoftPT", "smoke"), mine)
+    assert np.isfinite(dataset.regret.values).all() and dataset.regret.shape == (2, 20)
+    if experiment == "alternating":
+        tokens, _ = evaluation_data(Cell(experiment, "lstm", "SoftPT", "smoke"))
+        assert (tokens == np.arange(20) % 2).all()
+
+
+def test_forgetting_is_the_excess_over_laplace_on_random_coins(store):
+    """Without tuning, what is forgotten is what the base network's own cell says it never knew."""
+    network = load_cell(PRETRAINED, store)
+    np.testing.assert_allclose(load_cell(cell("NoTuning"), store).forgetting[0], network.excess, rtol=1e-5, atol=1e-6)
+    tuned = load_cell(cell("FullWT"), store).forgetting
+    assert tuned.shape == (2, 20) and (np.abs(tuned[:, -1] - network.excess.values[-1]) > 1e-3).all()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +268,7 @@ def test_every_method_is_evaluated_on_the_same_sequences():
     for other in (cell("PreBayes", "bayes"), cell("FullWT", "transformer")):
         np.testing.assert_array_equal(evaluation_data(other)[0], tokens)
     assert (evaluation_data(cell("SoftPT")._replace(seed=1))[0] != tokens).any()
-    assert len({jax.random.key_data(stream(cell("SoftPT"), use)).tobytes() for use in experiments._STREAMS}) == 5
+    assert len({jax.random.key_data(stream(cell("SoftPT"), use)).tobytes() for use in cells_._STREAMS}) == 5
 
 
 def test_a_network_cell_holds_a_network_and_its_distance_from_laplace(store):
@@ -225,7 +301,7 @@ def test_a_network_cell_holds_a_network_and_its_distance_from_laplace(store):
 )
 def test_what_a_tuned_cell_holds(store, method, repetitions, more):
     dataset = load_cell(cell(method), store)
-    assert set(dataset.data_vars) == {"regret", "regret_stderr", "prediction"} | more
+    assert set(dataset.data_vars) == {"regret", "regret_stderr", "prediction", "forgetting"} | more
     assert dataset.regret.dims == ("repetition", "n") and dataset.regret.shape == (repetitions, 20)
     assert dataset.n.values.tolist() == list(range(1, 21)) and dataset.regret.attrs["units"] == "nats"
     assert np.isfinite(dataset.regret).all() and (dataset.regret_stderr > 0).all()
@@ -390,7 +466,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(store, tmp_path):
     killed = start(
         """
         import os, signal, sys
-        from bayesprompt.experiments import Cell
+        from bayesprompt.cells import Cell
         from bayesprompt.running import run_cell
         from bayesprompt.store import Store
 
@@ -422,7 +498,7 @@ def test_two_processes_on_one_cell(tmp_path, monkeypatch):
         """
         import sys, time
         from pathlib import Path
-        from bayesprompt.experiments import Cell
+        from bayesprompt.cells import Cell
         from bayesprompt.running import run_cell
         from bayesprompt.store import Store
 
