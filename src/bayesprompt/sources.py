@@ -227,7 +227,7 @@ class Sample:
     """`size` sequences of a source, drawn once from `seed`: each batch is drawn from these, with replacement."""
 
     source: Source
-    seed: Number
+    seed: Int[np.ndarray | Array, ""] | int
     size: int
 
     def sample(
