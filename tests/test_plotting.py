@@ -10,9 +10,10 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_rgb
 
+from bayesprompt import figures as figures_
 from bayesprompt import plotting
+from bayesprompt.beliefs import BetaFit
 from bayesprompt.experiments import BAYES_METHODS, NETWORK_METHODS
-from bayesprompt.regret import BetaFit
 from bayesprompt.store import Store
 
 matplotlib.use("Agg")
@@ -141,14 +142,27 @@ def test_provenance_in_one_line():
 
 
 def test_figures_of_an_empty_store_say_so(tmp_path):
-    drawn = plotting.paper_figures(Store(tmp_path, shipped=None)) | {
-        "overview": plotting.overview(Store(tmp_path, shipped=None))
-    }
-    assert "genewein2025-figure-1" in drawn and "genewein2025-figure-A5" in drawn
-    for name, figure in drawn.items():
+    empty = Store(tmp_path, shipped=None)
+    for name in ["overview", *figures_.PAPER_FIGURES]:
+        figure = figures_.overview(empty) if name == "overview" else figures_.paper_figure(name, empty)
         figure.savefig(tmp_path / f"{name}.png", dpi=30)
         shown = " ".join(" ".join(texts(figure)).split())
         assert "no stored results" in shown and "not computed" in shown
+        plt.close(figure)
+    with pytest.raises(ValueError, match="name = figure 1: one of genewein2025-figure-1, "):
+        figures_.paper_figure("figure 1", empty)
+
+
+def test_the_quick_scale_stands_in_where_it_must_and_says_so(datasets):
+    datasets["SoftPT"] = dataset(0.2, config=json.dumps({"scale": "quick"}))
+    assert plotting.stand_ins(datasets) == {"SoftPT": "quick"}
+    assert plotting.stand_ins({"SoftPT": datasets["SoftPT"], "FullWT": None}) == {}, "nothing of a higher scale here"
+    ax = plotting.regret_curves(datasets)
+    assert "SoftPT (quick)" in texts(ax.figure) and "at quick scale: SoftPT" in ax.get_xlabel()
+    bars = plotting.regret_bars(datasets, at=[50])[0]
+    assert "SoftPT (quick)" in [label.get_text() for label in bars.get_xticklabels()]
+    assert sum(patch.get_hatch() is not None for patch in bars.patches) == 1
+    assert plotting.provenance_line(datasets).startswith("paper / quick scale")
 
 
 def test_all_text_stands_out_from_the_card(datasets):

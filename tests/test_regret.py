@@ -15,8 +15,8 @@ from bayesprompt.regret import (
     best_hard_prompt,
     cumulative_regret,
     exact_regret,
+    exact_stderr,
     excess_log_loss,
-    fit_beta,
     log_loss,
     quantiles,
 )
@@ -238,6 +238,30 @@ def test_sampled_regret_may_be_infinite():
     assert np.isfinite(never.mean[0]) and never.mean[1] == inf and np.isnan(never.stderr[1])
 
 
+@pytest.mark.parametrize("predictor", [LAPLACE, SINGLE, MIXTURE], ids=str)
+@pytest.mark.parametrize("target", [SINGLE, MIXTURE], ids=str)
+@pytest.mark.parametrize("n", [1, 50])
+def test_the_closed_form_of_the_standard_error(predictor, target, n):
+    assert exact_stderr(predictor, target, n, 2048) == pytest.approx(
+        closed_form_stderr(predictor, target, n, 2048), rel=1e-9, abs=1e-15
+    )
+
+
+def test_the_standard_error_after_a_prompt_is_that_of_all_sequences():
+    """Every sequence of six flips, one after the other, for both coins of the mixture."""
+    prompt = (3, 1)
+    tokens = np.array(list(itertools.product((0, 1), repeat=6)))
+    heads = (tokens == 0).sum(1)
+    loss = -sum(
+        np.where(tokens[:, m] == 0, *np.log([p := (1 + 3 + (tokens[:, :m] == 0).sum(1)) / (6 + m), 1 - p]))
+        for m in range(6)
+    )
+    log_true = np.array([heads * log(tau) + (6 - heads) * log(1 - tau) for tau in (0.2, 0.8)])
+    probs, excess = np.exp(log_true) / 2, loss + log_true
+    variance = (probs * excess**2).sum() - (probs * excess).sum() ** 2
+    assert exact_stderr(LAPLACE, MIXTURE, 6, 100, prompt) == pytest.approx(np.sqrt(variance / 100))
+
+
 def test_quantiles_over_repetitions():
     values = np.arange(10.0)[:, None] * np.array([1, 2, 3])
     q25, median, q75 = quantiles(values)
@@ -262,6 +286,7 @@ MESSAGES = {
     "prompt_counts = array of shape (3,): 2 entries on the last axis": lambda: exact_regret(
         LAPLACE, SINGLE, 5, (1, 1, 1)
     ),
+    f"target = {LAPLACE}: one of finitely many coins": lambda: exact_stderr(LAPLACE, LAPLACE, 5, 10),
     "tokens = 2: integers from 0 to 1": lambda: log_loss(ONES, np.array([[0, 2]])),
     "tokens = -1: integers from 0 to 1": lambda: cumulative_regret(ONES, np.array([[0, -1]]), ONES),
     "oracle_log_probs = -inf at a token that came up: a finite log-probability": lambda: cumulative_regret(
@@ -286,27 +311,3 @@ def test_a_chain_is_not_exchangeable():
     chain = Markov((0.5, 0.5), ((0.9, 0.1), (0.1, 0.9)))
     with pytest.raises(ValueError, match="^target = Markov.*: an exchangeable source of 2 tokens$"):
         exact_regret.__wrapped__(LAPLACE, chain, 5)  # the annotation already says so
-
-
-@pytest.mark.parametrize("source, alpha, beta", [(BetaCoins(1.0, 1.0), 1, 1), (BetaCoins(2.5, 7.0), 2.5, 7)], ids=str)
-def test_fit_beta_finds_the_belief_behind_a_table_of_predictions(source, alpha, beta):
-    seen, heads = np.indices((30, 30))
-    counts = np.stack([heads, np.maximum(seen - heads, 0)], axis=-1)
-    prediction = np.exp(source.predictive_log_probs(counts)[..., 0])
-    prediction[heads > np.minimum(seen, 12)] = np.nan  # never visited
-    found = fit_beta(prediction, SINGLE)
-    assert found.alpha == pytest.approx(alpha, rel=1e-2) and found.beta == pytest.approx(beta, rel=1e-2)
-    assert 0 <= found.misfit < 1e-6
-
-
-def test_fit_beta_takes_a_constant_prediction_for_a_known_coin_and_states_what_it_cannot_explain():
-    constant = fit_beta(np.full((20, 20), 0.2), SINGLE)
-    assert constant.alpha / (constant.alpha + constant.beta) == pytest.approx(0.2, abs=1e-3)
-    assert constant.alpha + constant.beta > 1e4 and constant.misfit < 1e-4
-    seen, _ = np.indices((20, 20))
-    assert fit_beta(np.where(seen % 2, 0.2, 0.6), SINGLE).misfit > 1.0, "no belief alternates"
-
-
-def test_fit_beta_refuses_an_empty_table():
-    with pytest.raises(ValueError, match="prediction = NaN"):
-        fit_beta(np.full((5, 5), np.nan), SINGLE)

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 import bayesprompt
 from bayesprompt import claims as claims_
-from bayesprompt import plotting
 from bayesprompt.cells import (
     Cell,
     cell_config,
@@ -27,6 +26,7 @@ from bayesprompt.cells import (
 )
 from bayesprompt.devices import keep_compiled
 from bayesprompt.experiments import EXPERIMENTS, SCALES, SWEEPS, SWEPT
+from bayesprompt.figures import PAPER_FIGURES, paper_figure
 from bayesprompt.running import run_cell
 from bayesprompt.store import RefusedFileError, Store, device, make_folder, read_dataset
 
@@ -120,7 +120,8 @@ def claims(
 def figures(out: Annotated[Path, typer.Option("--out", help="folder to write to")] = Path("figures")) -> None:
     """Write every paper figure from the stored results, as PNG and PDF."""
     make_folder(out)
-    for name, figure in plotting.paper_figures(Store()).items():
+    for name in PAPER_FIGURES:
+        figure = paper_figure(name, Store())
         for suffix in ("png", "pdf"):
             figure.savefig(out / f"{name}.{suffix}", dpi=200, bbox_inches="tight")
             typer.echo(out / f"{name}.{suffix}")

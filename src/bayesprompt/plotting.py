@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
+from bayesprompt.beliefs import BetaFit
 from bayesprompt.cells import Cell, load_cell, methods_of
-from bayesprompt.experiments import BAYES_METHODS
-from bayesprompt.regret import BetaFit, quantiles
+from bayesprompt.experiments import BAYES_METHODS, SCALES
+from bayesprompt.regret import quantiles
 from bayesprompt.store import Store
 from bayesprompt.tuners import METHODS, PREFIX_METHODS
 
@@ -63,9 +64,28 @@ def use_style() -> None:
 
 
 def stored(store: Store, architecture: str, experiment: str = "single-coin", scale: str = "paper") -> Datasets:
-    """Return every method's stored dataset for one network, and the exact predictors'; None where a cell is missing."""
-    found = [Cell(experiment, a, m, scale) for a in ("bayes", architecture) for m in methods_of(experiment, a)]
-    return {cell.method: load_cell(cell, store) for cell in found}
+    """Return every method's stored dataset for one network, and the exact predictors'; None where a cell is missing.
+
+    Where a cell is not there at `scale`, the quick one stands in, and is drawn as such.
+    """
+    methods = [(a, m) for a in ("bayes", architecture) for m in methods_of(experiment, a)]
+    scales = dict.fromkeys((scale, "quick"))
+    return {m: _first(load_cell(Cell(experiment, a, m, s), store) for s in scales) for a, m in methods}
+
+
+def _first(found: Iterable[xr.Dataset | None]) -> xr.Dataset | None:
+    return next((dataset for dataset in found if dataset is not None), None)
+
+
+def _scale(dataset: xr.Dataset) -> str:
+    return json.loads(dataset.attrs["config"])["scale"]
+
+
+def stand_ins(datasets: Datasets) -> dict[str, str]:
+    """Return the scale of each method whose results are of a lower scale than others of the group."""
+    scales = {m: _scale(d) for m, d in datasets.items() if d is not None}
+    top = max(scales.values(), key=list(SCALES).index, default=None)
+    return {m: scale for m, scale in scales.items() if scale != top}
 
 
 def provenance_line(datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
@@ -80,7 +100,7 @@ def provenance_line(datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
 
     dates = sorted(a["date"] for a in attrs)
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
-    scales = together(json.loads(a["config"])["scale"] for a in attrs)
+    scales = together(sorted((json.loads(a["config"])["scale"] for a in attrs), key=list(SCALES).index, reverse=True))
     commits = together(a["commit"][:7] + ("+" if a["commit"].endswith("+changes") else "") for a in attrs)
     return f"{scales} scale, {together(a['device'] for a in attrs)}, {days}, commit {commits}"
 
@@ -97,10 +117,15 @@ def _present(datasets: Datasets, variable: str = "regret") -> dict[str, xr.Datas
     return {m: d for m, d in datasets.items() if d is not None and variable in d}
 
 
-def _missing_note(datasets: Datasets, width: int = 60) -> str:
-    """Return a second line for an axis label that names what is not there (or nothing)."""
-    names = [m for m, dataset in datasets.items() if dataset is None]
-    return "\n" + textwrap.fill(f"not computed: {', '.join(names)}", width) if names else ""
+def _missing_note(datasets: Datasets, ax: Axes) -> str:
+    """Return further lines for an axis label that name what is not there, or only at a lower scale (or nothing)."""
+    lines, width = [], max(24, int(ax.get_position().width * ax.figure.get_figwidth() * 10))
+    if names := [m for m, dataset in datasets.items() if dataset is None]:
+        lines.append(f"not computed: {', '.join(names)}")
+    lower = stand_ins(datasets)
+    for scale in dict.fromkeys(lower.values()):
+        lines.append(f"at {scale} scale: {', '.join(m for m in lower if lower[m] == scale)}")
+    return "".join("\n" + textwrap.fill(line, width) for line in lines)
 
 
 def _curves(ax: Axes, method: str, x: np.ndarray, values: np.ndarray) -> None:
@@ -112,7 +137,7 @@ def _curves(ax: Axes, method: str, x: np.ndarray, values: np.ndarray) -> None:
     ax.plot(x, median, color=color, linestyle=METHOD_LINES[method])
 
 
-def _label_ends(ax: Axes, ends: Mapping[str, float], size: float = 8.5) -> None:
+def _label_ends(ax: Axes, ends: Mapping[str, float], lower: Mapping[str, str], size: float = 8.5) -> None:
     """Name each curve at its right end, moved apart where curves end close together; off the scale: with its value."""
     names, (low, high) = sorted(ends, key=ends.__getitem__), ax.get_ylim()
     points = ax.get_window_extent().height * 72 / ax.figure.dpi
@@ -122,7 +147,8 @@ def _label_ends(ax: Axes, ends: Mapping[str, float], size: float = 8.5) -> None:
     places = np.clip(isotonic_regression(wanted - steps).x, low, high - steps[-1]) + steps if names else []
     across = ax.get_yaxis_transform()
     for name, place, end in zip(names, places, wanted, strict=True):
-        words = name if ends[name] <= high else f"{name} \u2191 {ends[name]:.1f}"
+        words = name + (f" ({lower[name]})" if name in lower else "")
+        words += "" if ends[name] <= high else f" \u2191 {ends[name]:.1f}"
         line = {"arrowstyle": "-", "color": METHOD_COLORS[name], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0}
         dark = [0.7 * c for c in to_rgb(METHOD_COLORS[name])]  # small text needs more contrast than lines do
         style = {"va": "center", "fontsize": size, "color": dark, "annotation_clip": False}
@@ -153,8 +179,8 @@ def regret_curves(
     if tuned:
         ax.axvline(tuned, color=FAINT, linewidth=0.8, linestyle=":")
         ax.text(tuned, top, " tuning length", va="top", fontsize=8, color=FAINT)
-    ax.set_xlabel("step n" + _missing_note(datasets))
-    _label_ends(ax, ends)
+    ax.set_xlabel("step n" + _missing_note(datasets, ax))
+    _label_ends(ax, ends, stand_ins(datasets))
     return ax
 
 
@@ -162,24 +188,28 @@ def regret_bars(
     datasets: Datasets, at: Sequence[int] = (50, 200), axes: Iterable[Axes] | None = None, top: float | None = None
 ) -> list[Axes]:
     """Draw regret (nats) at the steps `at`: bars are medians, whiskers quartiles, lines the exact Bayes predictors."""
-    axes = list(plt.subplots(1, len(at), sharey=True, squeeze=False)[1][0] if axes is None else axes)
+    axes = list(plt.subplots(1, len(at), squeeze=False)[1][0] if axes is None else axes)
     bars = [m for m in datasets if m not in BAYES_METHODS]
-    present, top = _present(datasets), top or common_top(datasets, steps=max(at))
+    present, lower, given = _present(datasets), stand_ins(datasets), top
+    ticks = [f"{m} ({lower[m]})" if m in lower else m for m in bars]
     for ax, n in zip(axes, at, strict=True):
+        top, levels = given or common_top(datasets, steps=n), {}
         for place, method in enumerate(bars):
             if method not in present:
                 ax.text(place, 0, " not computed", rotation=90, ha="center", va="bottom", fontsize=7.5, color=FAINT)
                 continue
             low, median, high = quantiles(present[method]["regret"].values[:, n - 1])
-            ax.bar(place, median, color=METHOD_COLORS[method], yerr=[[median - low], [high - median]], width=0.75)
+            style = {"hatch": "///", "edgecolor": "white"} if method in lower else {}
+            error = [[median - low], [high - median]]
+            ax.bar(place, median, color=METHOD_COLORS[method], yerr=error, width=0.75, **style)
             words = f"{median:.2f}".replace("-0.00", "0.00")
             ax.annotate(words, (place, min(high, top)), (0, 2), textcoords="offset points", ha="center", fontsize=7)
         for method in (m for m in BAYES_METHODS if m in present):
-            level = float(present[method]["regret"].values[0, n - 1])
-            ax.axhline(level, color=METHOD_COLORS[method], linestyle=METHOD_LINES[method], linewidth=1.2)
-            ax.text(1.01, level, method, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5)
-        ax.set_xticks(range(len(bars)), bars, rotation=90, fontsize=8.5)
+            levels[method] = float(present[method]["regret"].values[0, n - 1])
+            ax.axhline(levels[method], color=METHOD_COLORS[method], linestyle=METHOD_LINES[method], linewidth=1.2)
+        ax.set_xticks(range(len(bars)), ticks, rotation=90, fontsize=8.5)
         ax.set(xlim=(-0.6, len(bars) - 0.4), ylim=(min(ax.get_ylim()[0], 0), top), title=f"n = {n}")
+        _label_ends(ax, levels, {}, 7.5)
     axes[0].set_ylabel("cumulative regret (nats)")
     return axes
 
@@ -197,8 +227,8 @@ def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, to
         ends[method] = float(np.median(mean[:, -1]))
         ax.set_xlim(0, loss.shape[1])
     ax.set_ylim(top=top)
-    _label_ends(ax, ends)
-    ax.set(xlabel="tuning step" + _missing_note(wanted), ylabel="log-loss (nats a sequence)")
+    _label_ends(ax, ends, stand_ins(datasets))
+    ax.set(xlabel="tuning step" + _missing_note(wanted, ax), ylabel="log-loss (nats a sequence)")
     return ax
 
 
@@ -218,33 +248,3 @@ def posteriors(fits: Mapping[str, BetaFit], ax: Axes | None = None, bias: float 
     ax.set_yticks(np.arange(len(fits)) + 0.4, [*reversed(fits)], fontsize=8.5)
     ax.set(xlim=(0, 1), ylim=(-0.1, max(len(fits), 1)), xlabel="bias")
     return ax
-
-
-def overview(store: Store, scale: str = "paper") -> Figure:
-    """Draw the README's picture: regret on the single coin, both networks."""
-    use_style()
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True)
-    groups = [stored(store, architecture, scale=scale) for architecture in ("lstm", "transformer")]
-    for ax, group, title in zip(axes, groups, ("LSTM", "Transformer"), strict=True):
-        regret_curves(group, ax, top=common_top(*groups)).set_title(title)
-    return add_provenance(figure, *groups)
-
-
-def paper_figures(store: Store, scale: str = "paper") -> dict[str, Figure]:
-    """Return every figure of the papers that the stored results give: Figures 1 and A5 of Genewein et al. (2025)."""
-    use_style()
-    lstm, transformer = (stored(store, architecture, scale=scale) for architecture in ("lstm", "transformer"))
-    layout = [["curves", "t0", "t1"], ["curves", "l0", "l1"]]
-    first, axes = plt.subplot_mosaic(layout, width_ratios=[1.25, 1, 1], figsize=(13, 7.6))
-    regret_curves(transformer, axes["curves"]).set_title("Transformer")
-    for group, letter, title in ((transformer, "t", "Transformer"), (lstm, "l", "LSTM")):
-        for ax in regret_bars(group, axes=[axes[letter + "0"], axes[letter + "1"]]):
-            ax.set_title(f"{title}, {ax.get_title()}")
-    appendix, rows = plt.subplots(2, 2, figsize=(12, 8.4))
-    for column, group, title in ((0, transformer, "Transformer"), (1, lstm, "LSTM")):
-        regret_curves(group, rows[0, column]).set_title(title)
-        tuning_loss(group, rows[1, column])
-    return {
-        "genewein2025-figure-1": add_provenance(first, transformer, lstm),
-        "genewein2025-figure-A5": add_provenance(appendix, transformer, lstm),
-    }

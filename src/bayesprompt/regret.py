@@ -4,12 +4,11 @@ Sampled regret takes any predictor's log-probabilities; exact regret needs excha
 matters only through its heads and tails. Letters in shapes: B sequences, N length, K tokens. All numbers are in nats.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.optimize import minimize
-from scipy.special import expit, gammaln, logit, rel_entr
+from scipy.special import gammaln, xlogy
 
 from bayesprompt.sources import Counts, Exchangeable, check_counts, check_tokens
 
@@ -29,14 +28,6 @@ class HardPrompt(NamedTuple):
 
     counts: tuple[int, int]  # heads and tails in the prompt
     regret: Float[np.ndarray, " N"]  # exact R(n), n = 1..N, after it
-
-
-class BetaFit(NamedTuple):
-    """The coin prior whose Bayes predictor predicts most like a given predictor."""
-
-    alpha: float  # pseudo-heads
-    beta: float  # pseudo-tails
-    misfit: float  # what its predictions leave unexplained: expected KL over all tabulated steps, nats
 
 
 class Quantiles(NamedTuple):
@@ -89,10 +80,34 @@ def exact_regret(
     R(n) = sum_{m < n} sum_k P(k heads in m) sum_x P(x | k, m) (-log q(x | k, m, prompt)) - n E_tau[H(tau)]; inf where
     the predictor rules out what may happen. Memory grows as length ** 2. Raises ValueError for other than coins.
     """
-    _check_coins(predictor=predictor, target=target)
-    _check_at_least("length", length, 1)
+    check_coins(predictor=predictor, target=target)
+    check_at_least("length", length, 1)
     prompt = check_counts(prompt_counts, 2, "prompt_counts")
-    return _regret_after(predictor, prompt, *_outcomes(target, length), target.mean_entropy())
+    return regret_after(predictor, prompt, *outcomes(target, length), target.mean_entropy())
+
+
+def exact_stderr(
+    predictor: Exchangeable, target: Exchangeable, n: int, sequences: int, prompt_counts: Counts = (0, 0)
+) -> float:
+    """Standard error of a mean of sampled R(n) over that many `sequences` of finitely many coins, in closed form.
+
+    A sequence's excess log-loss depends on its coin and its number of heads only. Raises ValueError for other than
+    coins, and for a target whose coins are not finitely many.
+    """
+    check_coins(predictor=predictor, target=target)
+    check_at_least("n", n, 1)
+    if not hasattr(target, "components"):
+        raise ValueError(f"target = {target}: one of finitely many coins")
+    prompt, heads = check_counts(prompt_counts, 2, "prompt_counts"), np.arange(n + 1)
+    counts = np.stack([heads, n - heads], axis=-1)
+    log_orders = gammaln(n + 1) - gammaln(counts + 1).sum(-1)
+    loss = predictor.log_evidence(prompt) - predictor.log_evidence(counts + prompt)
+    probs = np.asarray(target.components)[:, None, :]
+    log_likelihood = xlogy(counts, probs).sum(-1)  # (C, n + 1): of one sequence with these counts
+    weight = np.asarray(target.weights)[:, None] * np.exp(log_orders + log_likelihood)
+    excess = np.where(weight > 0, loss + log_likelihood, 0)
+    mean = (weight * excess).sum()
+    return float(np.sqrt((weight * (excess - mean) ** 2).sum() / sequences))
 
 
 def best_hard_prompt(predictor: Exchangeable, target: Exchangeable, prefix_length: int, length: int) -> HardPrompt:
@@ -100,44 +115,14 @@ def best_hard_prompt(predictor: Exchangeable, target: Exchangeable, prefix_lengt
 
     Of prompts within 1e-9 nats of the best, the one with fewest heads. Raises ValueError as `exact_regret` does.
     """
-    _check_coins(predictor=predictor, target=target)
-    _check_at_least("prefix_length", prefix_length, 0)
-    _check_at_least("length", length, 1)
-    outcomes = (*_outcomes(target, length), target.mean_entropy())
+    check_coins(predictor=predictor, target=target)
+    check_at_least("prefix_length", prefix_length, 0)
+    check_at_least("length", length, 1)
+    given = (*outcomes(target, length), target.mean_entropy())
     prompts = [(heads, prefix_length - heads) for heads in range(prefix_length + 1)]
-    found = [HardPrompt(prompt, _regret_after(predictor, np.asarray(prompt), *outcomes)) for prompt in prompts]
+    found = [HardPrompt(prompt, regret_after(predictor, np.asarray(prompt), *given)) for prompt in prompts]
     least = min(prompt.regret[-1] for prompt in found)
     return next(prompt for prompt in found if prompt.regret[-1] <= least + 1e-9)
-
-
-def fit_beta(prediction: Float[np.ndarray, "seen heads"], target: Exchangeable) -> BetaFit:
-    """Fit Beta(a, b) to a table of P(next = heads) after `seen` tokens, `heads` of them heads (NaN: never visited).
-
-    Minimises the sum over steps of E_target[KL(prediction || (a + heads) / (a + b + seen))] by exact sums over counts;
-    a + b is searched up to 1e6, where the predictor is as good as a known coin. Raises ValueError for other than coins
-    and for a table with nothing in it.
-    """
-    _check_coins(target=target)
-    prediction = np.asarray(prediction, np.float64)
-    steps, counts, probs = _outcomes(target, len(prediction))
-    p, weight = prediction[steps, counts[:, 0]], probs.sum(1)
-    there = np.isfinite(p) & (weight > 0)
-    if not there.any():
-        raise ValueError("prediction = NaN wherever the target leads: at least one prediction")
-    p, weight, steps, heads = p[there], weight[there], steps[there], counts[there, 0]
-    weight = weight / np.bincount(steps, weights=weight)[steps]  # within each step: what was visited
-
-    def misfit(x):  # x: logit of the mean a / (a + b), log of the strength a + b
-        strength = np.exp(x[1])
-        q = (strength * expit(x[0]) + heads) / (strength + steps)
-        return float(weight @ (rel_entr(p, q) + rel_entr(1 - p, 1 - q)))
-
-    middle = logit(np.clip(weight @ p / weight.sum(), 1e-5, 1 - 1e-5))
-    box = [(-12.0, 12.0), (np.log(1e-3), np.log(1e6))]
-    found = [minimize(misfit, (middle, np.log(strength)), bounds=box) for strength in (2.0, 30.0, 1000.0)]
-    best = min(found, key=lambda result: result.fun)
-    mean, strength = expit(best.x[0]), np.exp(best.x[1])
-    return BetaFit(float(strength * mean), float(strength * (1 - mean)), float(best.fun))
 
 
 def quantiles(values, axis: int = 0) -> Quantiles:
@@ -145,7 +130,7 @@ def quantiles(values, axis: int = 0) -> Quantiles:
     return Quantiles(*np.quantile(np.asarray(values, np.float64), [0.25, 0.5, 0.75], axis=axis))
 
 
-def _outcomes(target: Exchangeable, length: int):
+def outcomes(target: Exchangeable, length: int):
     """What may precede a token: its step m (T,), counts (T, 2), and P(these counts, then the token) (T, 2)."""
     steps, heads = np.tril_indices(length)  # m = 0..length - 1, heads = 0..m
     counts = np.stack([heads, steps - heads], axis=-1)
@@ -154,18 +139,21 @@ def _outcomes(target: Exchangeable, length: int):
     return steps, counts, np.exp(log_probs)
 
 
-def _regret_after(predictor, prompt, steps, counts, probs, entropy):
+def regret_after(predictor: Exchangeable, prompt: np.ndarray, steps, counts, probs, entropy: float) -> np.ndarray:
+    """Exact R(n) of a predictor after a prompt's counts (2,), given `outcomes` and the target's mean entropy."""
     log_probs = predictor.predictive_log_probs(counts + prompt)
     loss = -(probs * np.where(probs > 0, log_probs, 0)).sum(-1)  # what never happens costs nothing, even -log 0
     return np.cumsum(np.bincount(steps, weights=loss) - entropy)
 
 
-def _check_coins(**sources) -> None:
+def check_coins(**sources: Any) -> None:
+    """Raise ValueError naming the argument unless each is an exchangeable source of two tokens."""
     for name, source in sources.items():
         if not isinstance(source, Exchangeable) or source.num_tokens != 2:
             raise ValueError(f"{name} = {source}: an exchangeable source of 2 tokens")
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
+def check_at_least(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless `value` is an integer >= least."""
     if not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} = {value}: an integer >= {least}")

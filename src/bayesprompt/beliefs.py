@@ -1,0 +1,112 @@
+"""The belief that predictions imitate: the closest Beta prior, and what the best of all Beta priors could do."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, logit, rel_entr
+
+from bayesprompt.regret import check_at_least, check_coins, outcomes, regret_after
+from bayesprompt.sources import BetaCoins, Exchangeable
+
+# Where a + b is this large, a predictor is as good as a known coin: searches stop here.
+STRONGEST = 1e6
+
+
+class BetaFit(NamedTuple):
+    """The coin prior whose Bayes predictor predicts most like a given predictor."""
+
+    alpha: float  # pseudo-heads
+    beta: float  # pseudo-tails
+    misfit: float  # what its predictions leave unexplained: expected KL over all tabulated steps, nats
+
+
+class BestBeta(NamedTuple):
+    """The Beta prior, a and b >= 1, whose Bayes predictor has the least exact regret on a target."""
+
+    alpha: float  # 1 + pseudo-heads
+    beta: float  # 1 + pseudo-tails
+    regret: Float[np.ndarray, " N"]  # exact R(n), n = 1..N
+
+
+def fit_beta(prediction: Float[np.ndarray, "seen heads"], target: Exchangeable) -> BetaFit:
+    """Fit Beta(a, b) to a table of P(next = heads) after `seen` tokens, `heads` of them heads (NaN: never visited).
+
+    Minimises the sum over steps of E_target[KL(prediction || (a + heads) / (a + b + seen))] by exact sums over counts;
+    a + b is searched up to 1e6, where the predictor is as good as a known coin. Raises ValueError for other than coins
+    and for a table with nothing in it.
+    """
+    check_coins(target=target)
+    prediction = np.asarray(prediction, np.float64)
+    steps, counts, probs = outcomes(target, len(prediction))
+    p, weight = prediction[steps, counts[:, 0]], probs.sum(1)
+    there = np.isfinite(p) & (weight > 0)
+    if not there.any():
+        raise ValueError("prediction = NaN wherever the target leads: at least one prediction")
+    p, weight, steps, heads = p[there], weight[there], steps[there], counts[there, 0]
+    weight = weight / np.bincount(steps, weights=weight)[steps]  # within each step: what was visited
+
+    def misfit(x):  # x: logit of the mean a / (a + b), log of the strength a + b
+        strength = np.exp(x[1])
+        q = (strength * expit(x[0]) + heads) / (strength + steps)
+        return float(weight @ (rel_entr(p, q) + rel_entr(1 - p, 1 - q)))
+
+    middle = logit(np.clip(weight @ p / weight.sum(), 1e-5, 1 - 1e-5))
+    box = [(-12.0, 12.0), (np.log(1e-3), np.log(STRONGEST))]
+    found = [minimize(misfit, (middle, np.log(strength)), bounds=box) for strength in (2.0, 30.0, 1000.0)]
+    best = min(found, key=lambda result: result.fun)
+    mean, strength = expit(best.x[0]), np.exp(best.x[1])
+    return BetaFit(float(strength * mean), float(strength * (1 - mean)), float(best.fun))
+
+
+def best_beta(target: Exchangeable, length: int, strength: float | int | None = None) -> BestBeta:
+    """Minimise the exact R(length) over Beta(a, b), a and b >= 1: uniform coins conditioned on any pseudo-counts.
+
+    With `strength`, over (a - 1) + (b - 1) = strength only: what a prompt of so many tokens could do if tokens could be
+    divided. Without, up to a + b = 1e6: for a single coin the infimum, 0, lies at infinite counts. Raises
+    ValueError for other than coins, length < 1 or strength < 0.
+    """
+    check_coins(target=target)
+    check_at_least("length", length, 1)
+    given = (*outcomes(target, length), target.mean_entropy())
+
+    def curve(a, b):
+        return regret_after(BetaCoins(a, b), np.zeros(2), *given)
+
+    if strength is not None:
+        if not 0 <= strength < np.inf:
+            raise ValueError(f"strength = {strength}: a finite number >= 0")
+
+        def loss_at(heads):
+            return curve(1 + heads, 1 + strength - heads)[-1]
+
+        # R(length) may have several minima: polish the lowest of a grid (which has the ends, where a or b is 1).
+        grid = np.linspace(0, strength, 33)
+        heads = min(grid, key=loss_at)
+        near = np.clip([heads - strength / 32, heads + strength / 32], 0, strength)
+        polished = minimize_scalar(loss_at, bounds=near, method="bounded", options={"xatol": 1e-9})
+        heads = float(min(heads, polished.x, key=loss_at))
+        return BestBeta(1 + heads, 1 + strength - heads, curve(1 + heads, 1 + strength - heads))
+
+    def loss(x):  # x: logarithms of the pseudo-counts + 1
+        return curve(*np.exp(x))[-1]
+
+    box = [(0.0, np.log(STRONGEST))] * 2
+    starts = [(a, b) for a in (0.0, 1.0, 4.0) for b in (0.0, 1.0, 4.0)]
+    best = min((minimize(loss, start, bounds=box) for start in starts), key=lambda result: result.fun)
+    a, b = np.exp(best.x)
+    return BestBeta(float(a), float(b), curve(a, b))
+
+
+def median_prediction(dataset: xr.Dataset, n: int = 50) -> Float[np.ndarray, "seen heads"]:
+    """Return the tabulated P(heads) of the repetition with the median regret at step n."""
+    order = np.argsort(dataset.regret.sel(n=n).values)
+    return dataset.prediction.values[order[len(order) // 2]]
+
+
+def fitted_beliefs(datasets: Mapping[str, xr.Dataset | None], target: Exchangeable) -> dict[str, BetaFit]:
+    """Fit the closest Beta belief to each method's median repetition; methods without results are left out."""
+    return {m: fit_beta(median_prediction(d), target) for m, d in datasets.items() if d is not None}

@@ -1,0 +1,61 @@
+"""The papers' claims as tests on stored results; the thresholds were fixed before any result existed.
+
+A claim is judged at paper scale only. It fails as soon as one of its parts does, and holds once all of them do; while a
+cell that it needs is missing it is not judged. Claims about exact mathematics are computed on the spot.
+"""
+
+import json
+
+from bayesprompt.claims import genewein
+from bayesprompt.claims.judging import Judgement, Results
+from bayesprompt.store import SHIPPED, Store, write_atomically
+
+RECORD = SHIPPED / "verdicts.json"
+CLAIMS = genewein.CLAIMS
+
+
+def evaluate(claim: str, store: Store | None = None) -> Judgement:
+    """Judge one claim on stored results; raises ValueError for an unknown id."""
+    if claim not in CLAIMS:
+        raise ValueError(f"claim = {claim}: must be one of {', '.join(CLAIMS)}")
+    statement, scale, judge = CLAIMS[claim]
+    results = Results(store or Store())
+    parts = tuple(judge(results))
+    origin = {
+        name: ", ".join(sorted({cell.attrs[name] for cell in results.used.values()})) or None
+        for name in ("device", "date", "commit")
+    }
+    return Judgement(claim, statement, parts, scale, **origin, missing=tuple(results.missing))
+
+
+def evaluate_all(store: Store | None = None) -> list[Judgement]:
+    """Judge every claim."""
+    return [evaluate(claim, store) for claim in CLAIMS]
+
+
+def recorded() -> dict[str, str]:
+    """Return the verdicts that the book was written with."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def record(judgements: list[Judgement]) -> None:
+    """Write down today's verdicts, for the book to be held against; what is not judged yet may still become either."""
+    verdicts = json.dumps({j.id: j.verdict for j in judgements if j.verdict != "not judged"}, indent=1) + "\n"
+
+    def write(path: str) -> None:
+        with open(path, "w") as file:
+            file.write(verdicts)
+
+    write_atomically(RECORD, write)
+
+
+def check(claim: str, store: Store | None = None) -> Judgement:
+    """Return a claim's judgement for display; raises AssertionError if it is not the verdict on record.
+
+    An explained failure is content: it is on record as "fails", and the chapter that explains it builds.
+    """
+    judgement = evaluate(claim, store)
+    expected = recorded().get(claim)
+    if store is None and expected is not None and judgement.verdict != expected:
+        raise AssertionError(f"claim {claim} is on record as {expected}, but the stored results say:\n{judgement}")
+    return judgement

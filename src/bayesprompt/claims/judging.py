@@ -1,0 +1,136 @@
+"""What a claim is made of: comparisons, and the stored results that they read."""
+
+import html
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import xarray as xr
+
+from bayesprompt.cells import Cell, load_cell
+from bayesprompt.store import Store
+
+_RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+
+
+class Part(NamedTuple):
+    """One comparison within a claim; value None where a cell is missing."""
+
+    label: str
+    value: float | None
+    relation: str
+    bound: float | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the comparison holds; None where it cannot be made."""
+        if self.value is None or self.bound is None:
+            return None
+        return bool(_RELATIONS[self.relation](self.value, self.bound))
+
+    @property
+    def threshold(self) -> str:
+        """The bound in words, e.g. "<= 0.1"."""
+        return f"{self.relation} {'?' if self.bound is None else f'{self.bound:.4g}'}"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a claim; `verdict` is "holds", "fails" or "not judged"."""
+
+    id: str
+    statement: str
+    parts: tuple[Part, ...]
+    scale: str
+    device: str | None
+    date: str | None
+    commit: str | None
+    missing: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The verdict that the parts add up to."""
+        outcomes = [part.holds for part in self.parts]
+        if False in outcomes:
+            return "fails"
+        return "not judged" if None in outcomes else "holds"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the judgement as JSON values."""
+        return {
+            "id": self.id,
+            "verdict": self.verdict,
+            "value": {part.label: part.value for part in self.parts},
+            "threshold": {part.label: part.threshold for part in self.parts},
+            "scale": self.scale,
+            "device": self.device,
+            "date": self.date,
+            "commit": self.commit,
+        }
+
+    def __str__(self) -> str:
+        """Show the claim, its parts and where the numbers come from, as lines of text."""
+        lines = [f"{self.id}  {self.verdict}: {self.statement}"]
+        width = max((len(part.label) for part in self.parts), default=0)
+        for part in self.parts:
+            value = "missing" if part.value is None else f"{part.value:.4f}"
+            lines.append(f"    {part.label:{width}s} {value:>9s}  {part.threshold}")
+        return "\n".join([*lines, f"    {self.provenance}"])
+
+    @property
+    def provenance(self) -> str:
+        """Scale, device, date and commit in one line."""
+        if self.scale == "exact":
+            return "exact: computed on the spot"
+        known = [x for x in (f"{self.scale} scale", self.device, self.date, self.commit and self.commit[:12]) if x]
+        more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
+        waiting = f"; missing: {', '.join(self.missing[:3])}{more}" if self.missing else ""
+        return ", ".join(known) + waiting
+
+    def _repr_html_(self) -> str:
+        def row(tag: str, *cells: str) -> str:
+            style = 'style="text-align:left;padding:0.2em 1.2em 0.2em 0"'
+            return "<tr>" + "".join(f"<{tag} {style}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        rows = [row("td", p.label, "missing" if p.value is None else f"{p.value:.4f}", p.threshold) for p in self.parts]
+        return (
+            f"<p><strong>{self.id} {self.verdict}.</strong> {html.escape(self.statement)}</p>"
+            f"<table><thead>{row('th', 'quantity', 'value', 'threshold')}</thead><tbody>{''.join(rows)}</tbody></table>"
+            f"<p><small>{html.escape(self.provenance)}</small></p>"
+        )
+
+
+class Results:
+    """Paper-scale results as a claim reads them; remembers which cells were used and which are missing."""
+
+    def __init__(self, store: Store) -> None:
+        """Read from `store`."""
+        self.store, self.used, self.missing = store, {}, {}
+
+    def cell(self, experiment: str, architecture: str, method: str) -> xr.Dataset | None:
+        """Return a paper-scale cell of seed 0, or None."""
+        cell = Cell(experiment, architecture, method, "paper", 0)
+        dataset = load_cell(cell, self.store)
+        (self.missing if dataset is None else self.used)[cell.name] = dataset
+        return dataset
+
+    def regret(self, experiment: str, architecture: str, method: str, n: int = 50) -> float | None:
+        """Return R(n), the median over repetitions, nats; None if the cell is missing."""
+        dataset = self.cell(experiment, architecture, method)
+        return None if dataset is None else float(dataset.regret.sel(n=n).median())
+
+    def gap(self, experiment: str, architecture: str, method: str, n: int = 50) -> float | None:
+        """Return R(n) - R_TargetBayes(n), nats."""
+        return minus(
+            self.regret(experiment, architecture, method, n), self.regret(experiment, "bayes", "TargetBayes", n)
+        )
+
+
+def minus(a: float | None, b: float | None) -> float | None:
+    """Return a - b, or None where one is missing."""
+    return None if a is None or b is None else a - b
+
+
+# A claim: what it says, the scale it is judged at ("paper" or "exact"), and its comparisons.
+Claim = tuple[str, str, Callable[[Results], Iterator[Part]]]

@@ -1,0 +1,97 @@
+"""Every figure of Genewein et al. (2025) from the stored results, and the README's picture."""
+
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from bayesprompt.plotting import (
+    add_provenance,
+    common_top,
+    regret_bars,
+    regret_curves,
+    stored,
+    tuning_loss,
+    use_style,
+)
+from bayesprompt.store import Store
+
+NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
+
+
+def overview(store: Store, scale: str = "paper") -> Figure:
+    """Draw the README's picture: regret on the single coin, both networks."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True)
+    groups = _both(store, "single-coin", scale)
+    for ax, name in zip(axes, ("lstm", "transformer"), strict=True):
+        regret_curves(groups[name], ax, top=common_top(*groups.values())).set_title(NETWORKS[name])
+    return add_provenance(figure, *groups.values())
+
+
+def curves_and_bars(store: Store, experiment: str, scale: str = "paper") -> Figure:
+    """Draw regret curves of the Transformer, and bars at n = 50 and 200 of both networks (Figures 1 and 3)."""
+    groups, layout = _both(store, experiment, scale), [["curves", "t0", "t1"], ["curves", "l0", "l1"]]
+    figure, axes = plt.subplot_mosaic(layout, width_ratios=[1.25, 1, 1], figsize=(13, 7.6))
+    regret_curves(groups["transformer"], axes["curves"]).set_title("Transformer")
+    for name, group in groups.items():
+        _titled_bars(group, [axes[name[0] + "0"], axes[name[0] + "1"]], NETWORKS[name])
+    return add_provenance(figure, *groups.values())
+
+
+def curves_and_losses(store: Store, experiment: str, scale: str = "paper") -> Figure:
+    """Draw regret curves and tuning losses of both networks (Figures A5, A6, A8 and A9)."""
+    groups = _both(store, experiment, scale)
+    figure, rows = plt.subplots(2, 2, figsize=(12, 8.4))
+    for column, (name, group) in enumerate(groups.items()):
+        regret_curves(group, rows[0, column]).set_title(NETWORKS[name])
+        tuning_loss(group, rows[1, column])
+    return add_provenance(figure, *groups.values())
+
+
+def bars(store: Store, rows: dict[str, tuple[str, str]], scale: str = "paper") -> Figure:
+    """Draw bars at n = 50 and 200, a row for each title: (experiment, architecture) (Figures 4 and A10)."""
+    groups = {title: stored(store, name, experiment, scale) for title, (experiment, name) in rows.items()}
+    figure, axes = plt.subplots(len(groups), 2, figsize=(10, 3.9 * len(groups)), squeeze=False)
+    for row, (title, group) in zip(axes, groups.items(), strict=True):
+        _titled_bars(group, row, title)
+    return add_provenance(figure, *groups.values())
+
+
+def _both(store, experiment, scale):
+    return {name: stored(store, name, experiment, scale) for name in NETWORKS}
+
+
+def _titled_bars(group, axes, title):
+    for ax in regret_bars(group, axes=axes):
+        ax.set_title(f"{title}, {ax.get_title()}")
+
+
+_UNTRAINED = {
+    "Transformer to two coins": ("untrained-two-coins", "transformer"),
+    "Transformer to random coins": ("untrained-random-coins", "transformer"),
+}
+_LONGER = {
+    f"{network}, {name}": (f"{prefix}two-coins-prefix-25", architecture)
+    for architecture, name in NETWORKS.items()
+    for network, prefix in (("Pretrained", ""), ("Untrained", "untrained-"))
+}
+# How each figure of the papers is drawn.
+PAPER_FIGURES: dict[str, tuple[Callable[..., Figure], object]] = {
+    "genewein2025-figure-1": (curves_and_bars, "single-coin"),
+    "genewein2025-figure-3": (curves_and_bars, "two-coins"),
+    "genewein2025-figure-4": (bars, _UNTRAINED),
+    "genewein2025-figure-A5": (curves_and_losses, "single-coin"),
+    "genewein2025-figure-A6": (curves_and_losses, "two-coins"),
+    "genewein2025-figure-A8": (curves_and_losses, "untrained-two-coins"),
+    "genewein2025-figure-A9": (curves_and_losses, "untrained-random-coins"),
+    "genewein2025-figure-A10": (bars, _LONGER),
+}
+
+
+def paper_figure(name: str, store: Store, scale: str = "paper") -> Figure:
+    """Draw one of PAPER_FIGURES; raises ValueError for another name."""
+    if name not in PAPER_FIGURES:
+        raise ValueError(f"name = {name}: one of {', '.join(PAPER_FIGURES)}")
+    draw, what = PAPER_FIGURES[name]
+    use_style()
+    return draw(store, what, scale)

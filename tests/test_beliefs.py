@@ -1,0 +1,91 @@
+"""Beliefs behind predictions: recovered where there is one; the best Beta against every Beta on a grid."""
+
+import numpy as np
+import pytest
+
+from bayesprompt import plotting
+from bayesprompt.beliefs import best_beta, fit_beta, fitted_beliefs, median_prediction
+from bayesprompt.regret import best_hard_prompt, exact_regret
+from bayesprompt.sources import BetaCoins, Coin, CoinMixture, DirichletCategorical
+from bayesprompt.store import Store
+
+SINGLE = Coin(0.2)
+MIXTURE = CoinMixture((0.2, 0.8), (0.5, 0.5))
+
+
+@pytest.mark.parametrize("source, alpha, beta", [(BetaCoins(1.0, 1.0), 1, 1), (BetaCoins(2.5, 7.0), 2.5, 7)], ids=str)
+def test_fit_beta_finds_the_belief_behind_a_table_of_predictions(source, alpha, beta):
+    seen, heads = np.indices((30, 30))
+    counts = np.stack([heads, np.maximum(seen - heads, 0)], axis=-1)
+    prediction = np.exp(source.predictive_log_probs(counts)[..., 0])
+    prediction[heads > np.minimum(seen, 12)] = np.nan  # never visited
+    found = fit_beta(prediction, SINGLE)
+    assert found.alpha == pytest.approx(alpha, rel=1e-2) and found.beta == pytest.approx(beta, rel=1e-2)
+    assert 0 <= found.misfit < 1e-6
+
+
+def test_fit_beta_takes_a_constant_prediction_for_a_known_coin_and_states_what_it_cannot_explain():
+    constant = fit_beta(np.full((20, 20), 0.2), SINGLE)
+    assert constant.alpha / (constant.alpha + constant.beta) == pytest.approx(0.2, abs=1e-3)
+    assert constant.alpha + constant.beta > 1e4 and constant.misfit < 1e-4
+    seen, _ = np.indices((20, 20))
+    assert fit_beta(np.where(seen % 2, 0.2, 0.6), SINGLE).misfit > 1.0, "no belief alternates"
+
+
+def test_fit_beta_refuses_an_empty_table():
+    with pytest.raises(ValueError, match="prediction = NaN"):
+        fit_beta(np.full((5, 5), np.nan), SINGLE)
+
+
+@pytest.mark.parametrize("target", [SINGLE, MIXTURE, CoinMixture((0.1, 0.6), (0.3, 0.7))], ids=str)
+def test_no_beta_on_a_grid_is_better_than_the_best(target):
+    best = best_beta(target, 20)
+    for a in 1 + np.geomspace(0.01, 1e4, 25):
+        for b in 1 + np.geomspace(0.01, 1e4, 25):
+            assert exact_regret(BetaCoins(a, b), target, 20)[-1] >= best.regret[-1] - 1e-9
+    np.testing.assert_allclose(exact_regret(BetaCoins(best.alpha, best.beta), target, 20), best.regret, atol=1e-9)
+
+
+def test_the_best_beta_of_one_coin_is_that_coin_and_of_two_is_nearly_flat():
+    """At infinite counts the regret on a single coin is 0; on the mixture no belief of one hump comes close."""
+    one, two = best_beta(SINGLE, 50), best_beta(MIXTURE, 50)
+    assert one.regret[-1] < 1e-7 and one.alpha / (one.alpha + one.beta) == pytest.approx(0.2, abs=1e-3)
+    assert two.alpha == pytest.approx(two.beta, rel=1e-3)
+    assert two.regret[-1] - exact_regret(MIXTURE, MIXTURE, 50)[-1] > 0.7
+
+
+@pytest.mark.parametrize("target", [SINGLE, MIXTURE], ids=str)
+@pytest.mark.parametrize("strength", [0, 1, 6, 25])
+def test_divisible_tokens_do_at_least_as_well_as_tokens(target, strength):
+    best, hard = best_beta(target, 50, strength), best_hard_prompt(BetaCoins(1.0, 1.0), target, strength, 50)
+    assert best.regret[-1] <= hard.regret[-1] + 1e-12
+    assert best.alpha + best.beta == pytest.approx(2 + strength) and min(best.alpha, best.beta) >= 1
+    for heads in np.linspace(0, strength, 101):
+        at = exact_regret(BetaCoins(1 + heads, 1 + strength - heads), target, 50)[-1]
+        assert at >= best.regret[-1] - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SINGLE, 50, -1), "strength = -1: a finite number >= 0"),
+        ((SINGLE, 0), "length = 0: an integer >= 1"),
+        ((DirichletCategorical((1, 1, 1)), 5), "target = .*: an exchangeable source of 2 tokens"),
+    ],
+)
+def test_what_has_no_best_beta(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        best_beta(*arguments)
+
+
+def test_beliefs_of_stored_results():
+    """The known coin is read as a known coin, Laplace's rule as Beta(1, 1)."""
+    group = plotting.stored(Store(), "lstm")
+    fits = fitted_beliefs(group, SINGLE)
+    assert fits.keys() == {method for method, dataset in group.items() if dataset is not None}
+    assert fits["PreBayes"][:2] == pytest.approx((1, 1), rel=1e-3)
+    assert fits["TargetBayes"].alpha + fits["TargetBayes"].beta > 1e5
+    soft = group["SoftPT"]
+    order = np.argsort(soft.regret.sel(n=50).values)
+    assert (soft.regret.sel(n=50).values <= soft.regret.sel(n=50).values[order[5]]).sum() == 6
+    np.testing.assert_array_equal(median_prediction(soft), soft.prediction.values[order[5]])
