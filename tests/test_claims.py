@@ -1,13 +1,14 @@
 """Claims: the arithmetic of verdicts on made-up results, and the thresholds as PAPERS fixed them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from bayesprompt import claims
-from bayesprompt.claims import genewein, judging
+from bayesprompt.claims import genewein, judging, theory
 from bayesprompt.claims.judging import Part
 from bayesprompt.store import Store
 
@@ -214,9 +215,25 @@ def test_g1_reads_excess_and_kl(made_up):
     assert verdict("G1") == "fails"
 
 
-def test_exact_claims_hold_without_any_result(tmp_path):
-    judgement = claims.evaluate("E9", Store(tmp_path, None))
+@pytest.mark.parametrize("claim", theory.CLAIMS)
+def test_exact_claims_hold_without_any_result(claim, tmp_path):
+    judgement = claims.evaluate(claim, Store(tmp_path, None))
     assert (judgement.verdict, judgement.scale) == ("holds", "exact")
+
+
+def test_g15_waits_for_the_networks_and_then_reads_their_states(tmp_path, monkeypatch):
+    assert claims.evaluate("G15", Store(tmp_path, None)).verdict == "not judged"
+    order = SimpleNamespace(step_correlation=-0.81, heads_correlation=0.79)
+    monkeypatch.setattr(genewein, "ordering", lambda *_: order)
+    assert claims.evaluate("G15", Store(tmp_path)).verdict == "fails"
+    order.heads_correlation = 0.8
+    assert claims.evaluate("G15", Store(tmp_path)).verdict == "holds"
+
+
+def test_the_table_has_a_row_for_each_claim():
+    rows = claims.table("G2", "E9")
+    assert [row["claim"] for row in rows] == ["G2", "E9"] and rows[1]["scale"] == "exact"
+    assert {row["verdict"] for row in rows} <= {"holds", "fails", "not judged"}
 
 
 def test_judgements_are_json_and_html():

@@ -1,6 +1,7 @@
 """Every figure of Genewein et al. (2025) from the stored results, and the README's picture."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from bayesprompt.plotting import (
     tuning_loss,
     use_style,
 )
+from bayesprompt.state_plots import states_under_prefixes, structure_and_prefixes
 from bayesprompt.store import Store
 
 NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
@@ -75,23 +77,62 @@ _LONGER = {
     for architecture, name in NETWORKS.items()
     for network, prefix in (("Pretrained", ""), ("Untrained", "untrained-"))
 }
-# How each figure of the papers is drawn.
-PAPER_FIGURES: dict[str, tuple[Callable[..., Figure], object]] = {
-    "genewein2025-figure-1": (curves_and_bars, "single-coin"),
-    "genewein2025-figure-3": (curves_and_bars, "two-coins"),
-    "genewein2025-figure-4": (bars, _UNTRAINED),
-    "genewein2025-figure-A5": (curves_and_losses, "single-coin"),
-    "genewein2025-figure-A6": (curves_and_losses, "two-coins"),
-    "genewein2025-figure-A8": (curves_and_losses, "untrained-two-coins"),
-    "genewein2025-figure-A9": (curves_and_losses, "untrained-random-coins"),
-    "genewein2025-figure-A10": (bars, _LONGER),
-}
+
+
+class PaperFigure(NamedTuple):
+    """A figure of the papers: how it is drawn, where it is explained, and the claims that it supports."""
+
+    shows: str
+    chapter: str
+    claims: tuple[str, ...]
+    draw: Callable[..., Figure]
+    of: Any  # the second argument of `draw`
+
+
+PAPER_FIGURES = {
+    "genewein2025-figure-1": PaperFigure(
+        "Regret on the single coin", "prompting/single_coin", ("G2", "G3", "G4", "G5", "G6"),
+        curves_and_bars, "single-coin",
+    ),
+    "genewein2025-figure-2": PaperFigure(
+        "Internal states under each prefix, single coin", "prompting/internal_states", ("G15",),
+        states_under_prefixes, "single-coin",
+    ),
+    "genewein2025-figure-3": PaperFigure(
+        "Regret on the mixture of two coins", "prompting/two_coins", ("G7", "G8", "G9"), curves_and_bars, "two-coins"
+    ),
+    "genewein2025-figure-4": PaperFigure(
+        "Regret of untrained Transformers", "prompting/untrained_networks", ("G11", "G14"), bars, _UNTRAINED
+    ),
+    "genewein2025-figure-A5": PaperFigure(
+        "Regret and tuning loss, single coin", "prompting/single_coin", ("G2", "G3", "G6"),
+        curves_and_losses, "single-coin",
+    ),
+    "genewein2025-figure-A6": PaperFigure(
+        "Regret and tuning loss, two coins", "prompting/two_coins", ("G7", "G8", "G9"), curves_and_losses, "two-coins"
+    ),
+    "genewein2025-figure-A7": PaperFigure(
+        "Internal states: their order, and under each prefix, two coins", "prompting/internal_states", ("G15",),
+        structure_and_prefixes, "two-coins",
+    ),
+    "genewein2025-figure-A8": PaperFigure(
+        "Regret and tuning loss, untrained networks to two coins", "prompting/untrained_networks",
+        ("G11", "G12", "G13", "G14"), curves_and_losses, "untrained-two-coins",
+    ),
+    "genewein2025-figure-A9": PaperFigure(
+        "Regret and tuning loss, untrained networks to random coins", "prompting/untrained_networks", ("G11", "G12"),
+        curves_and_losses, "untrained-random-coins",
+    ),
+    "genewein2025-figure-A10": PaperFigure(
+        "Regret with prefixes of 25 rows", "prompting/prefix_length", ("G10",), bars, _LONGER
+    ),
+}  # fmt: skip
 
 
 def paper_figure(name: str, store: Store, scale: str = "paper") -> Figure:
     """Draw one of PAPER_FIGURES; raises ValueError for another name."""
     if name not in PAPER_FIGURES:
         raise ValueError(f"name = {name}: one of {', '.join(PAPER_FIGURES)}")
-    draw, what = PAPER_FIGURES[name]
+    figure = PAPER_FIGURES[name]
     use_style()
-    return draw(store, what, scale)
+    return figure.draw(store, figure.of, scale)

@@ -225,7 +225,7 @@ def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, to
         mean = loss[:, : loss.shape[1] // part * part].reshape(len(loss), -1, part).mean(-1)
         _curves(ax, method, part * (np.arange(mean.shape[1]) + 0.5), mean)
         ends[method] = float(np.median(mean[:, -1]))
-        ax.set_xlim(0, loss.shape[1])
+        ax.set_xlim(0, max(loss.shape[1], ax.get_xlim()[1] if len(ends) > 1 else 0))
     ax.set_ylim(top=top)
     _label_ends(ax, ends, stand_ins(datasets))
     ax.set(xlabel="tuning step" + _missing_note(wanted, ax), ylabel="log-loss (nats a sequence)")

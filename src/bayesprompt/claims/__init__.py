@@ -6,12 +6,13 @@ cell that it needs is missing it is not judged. Claims about exact mathematics a
 
 import json
 
-from bayesprompt.claims import genewein
+from bayesprompt.claims import genewein, theory
 from bayesprompt.claims.judging import Judgement, Results
 from bayesprompt.store import SHIPPED, Store, write_atomically
 
 RECORD = SHIPPED / "verdicts.json"
-CLAIMS = genewein.CLAIMS
+_ALL = genewein.CLAIMS | theory.CLAIMS
+CLAIMS = {name: _ALL[name] for name in sorted(_ALL, key=lambda name: ("GE".index(name[0]), int(name[1:])))}
 
 
 def evaluate(claim: str, store: Store | None = None) -> Judgement:
@@ -31,6 +32,16 @@ def evaluate(claim: str, store: Store | None = None) -> Judgement:
 def evaluate_all(store: Store | None = None) -> list[Judgement]:
     """Judge every claim."""
     return [evaluate(claim, store) for claim in CLAIMS]
+
+
+def table(*ids: str, store: Store | None = None) -> list[dict[str, str]]:
+    """Return one row for each claim (default: all of them): what it says, its verdict, and where that comes from."""
+    judged = [check(claim, store) for claim in ids or CLAIMS]
+    return [
+        {"claim": j.id, "says": j.statement, "verdict": j.verdict, "scale": j.scale}
+        | {name: getattr(j, name) or "" for name in ("device", "date")}
+        for j in judged
+    ]
 
 
 def recorded() -> dict[str, str]:

@@ -1,14 +1,17 @@
-"""Claims of Genewein et al. (2025) about networks: G1 to G19, E8 and E9."""
+"""Claims of Genewein et al. (2025) about networks: G1 to G19, and E8."""
 
 import json
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
+from bayesprompt.cells import Cell, load_network
 from bayesprompt.claims.judging import Claim, Part, Results, minus
 from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS
-from bayesprompt.regret import best_hard_prompt, exact_regret, exact_stderr
-from bayesprompt.sources import Coin, CoinMixture
+from bayesprompt.regret import exact_regret, exact_stderr
+from bayesprompt.sources import CoinMixture
+from bayesprompt.states import ordering
 from bayesprompt.tuners import PREFIX_METHODS, WEIGHT_METHODS
 
 NETWORKS = ("lstm", "transformer")
@@ -135,6 +138,16 @@ def _g14(results: Results) -> Iterator[Part]:
     yield Part("LoRAWT above TargetBayes", results.gap("untrained-two-coins", "transformer", "LoRAWT"), "<=", 0.30)
 
 
+def _g15(results: Results) -> Iterator[Part]:
+    for network in NETWORKS:
+        cell = Cell("pretraining", network, "Pretrained")
+        found = load_network(cell, results.store) if results.cell(*cell[:3]) is not None else None
+        order = ordering(*found, jax.random.key(0)) if found else None
+        for quantity in ("step", "heads"):
+            correlation = None if order is None else abs(getattr(order, f"{quantity}_correlation"))
+            yield Part(f"{network}: one of two components with {quantity}, Spearman", correlation, ">=", 0.8)
+
+
 def _g16(results: Results) -> Iterator[Part]:
     leads = {}
     for experiment in ("single-coin-embedding-4", "single-coin"):
@@ -210,12 +223,6 @@ def _e8(results: Results) -> Iterator[Part]:
             yield from _labelled(experiment, [*parts, _reaches(results, experiment, network, "FullWT")])
 
 
-def _e9(_: Results) -> Iterator[Part]:
-    for length, regret in ((0, 1.477), (6, 0.571), (50, 0.096)):
-        best = float(best_hard_prompt(RANDOM_COINS, Coin(0.2), length, 50).regret[-1])
-        yield Part(f"best hard prompt of {length} tokens: R(50) against {regret}", abs(best - regret), "<=", 5e-4)
-
-
 CLAIMS: dict[str, Claim] = {
     "G1": ("Meta-training makes both networks Bayes predictors (Eq. 6).", "paper", _g1),
     "G2": ("Six soft vectors make both pretrained networks optimal on the single coin.", "paper", _g2),
@@ -231,10 +238,10 @@ CLAIMS: dict[str, Claim] = {
     "G12": ("What SoftPT programs breaks beyond the tuned length.", "paper", _g12),
     "G13": ("SoftPT does not program an untrained LSTM.", "paper", _g13),
     "G14": ("LoRA is very effective on the untrained Transformer.", "paper", _g14),
+    "G15": ("Pretrained states are ordered by step and by heads-to-tails.", "paper", _g15),
     "G16": ("With embeddings of width 4, SoftPT loses most of its lead over RealPT.", "paper", _g16),
     "G17": ("Larger networks behave alike.", "paper", _g17),
     "G18": ("The sampled regrets of the exact Bayes predictors agree with their closed forms.", "paper", _g18),
     "G19": ("Tuned weights forget the pretraining distribution, tuned prompts do not.", "paper", _g19),
     "E8": ("No prefix reaches a novel atomic task; tuning all weights does (Limitation II).", "paper", _e8),
-    "E9": ("For one coin in the support, long enough hard prompts become optimal (Eq. 8-9).", "exact", _e9),
 }

@@ -1,0 +1,118 @@
+"""Claims of Genewein et al. (2025), Appendix E, about exact mathematics: computed on the spot: E1 to E7, and E9."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bayesprompt.claims.judging import Claim, Part, Results
+from bayesprompt.experiments import RANDOM_COINS
+from bayesprompt.regret import best_hard_prompt, exact_regret
+from bayesprompt.sources import BetaCoins, Coin, CoinMixture
+from bayesprompt.theory import entropy
+from bayesprompt.theory.bernoulli import Prior, oscillating_flips
+from bayesprompt.theory.shape import count_modes, is_log_concave, modes
+
+LONG = 100_000  # flips
+REACHES = 0.10  # nats above TargetBayes
+
+
+def _counts(heads, flips):
+    return np.stack([heads, flips - heads], axis=-1)
+
+
+def _e1(_: Results) -> Iterator[Part]:
+    betas = {(a, b): Prior.beta(a, b) for a, b in ((1, 1), (0.5, 0.5), (10, 1), (2, 30))}
+    formula, bound = 0.0, 0.0
+    for n in (1, 2, 10, 100, 1000):
+        heads = np.arange(n + 1)
+        for (a, b), prior in betas.items():
+            counts, mean = _counts(heads, n), (heads + a) / (n + a + b)
+            # The variance once more, from evidences: P(two heads) - P(heads) ** 2.
+            one, two = (np.exp(prior.log_evidence(counts + [j, 0]) - prior.log_evidence(counts)) for j in (1, 2))
+            formula = max(formula, np.abs(two - one**2 - mean * (1 - mean) / (n + a + b + 1)).max())
+            bound = max(bound, 4 * n * prior.variance(counts).max())
+    yield Part("largest difference from m(1-m)/(n+a+b+1), all k, n to 1000", float(formula), "<=", 1e-9)
+    yield Part("largest variance x 4n, all k, n to 1000", float(bound), "<=", 1.0)
+    flips, heads = np.arange(1, LONG + 1), np.cumsum(oscillating_flips(LONG, 0.3, 0.6) == 0)
+    along = 4 * flips * Prior.uniform().variance(_counts(heads, flips))
+    yield Part("k/n swinging between 0.3 and 0.6: largest variance x 4n", float(along.max()), "<=", 1.0)
+    heads = np.arange(10_001)
+    above = Prior.uniform().variance(_counts(heads, 10_000)) > heads * (10_000 - heads) / 1e12
+    yield Part("share of k with variance above the printed k(n-k)/n^3", float(above.mean()), ">", 0.0)
+    gap = Prior.gap(1 / 3, 2 / 3)
+    inside, outside = (float(gap.variance((heads, LONG - heads))) for heads in (LONG // 4, LONG // 2))
+    yield Part("prior with a gap, k/n = 1/4 in its support: variance x 4n", 4 * LONG * inside, "<=", 1.0)
+    yield Part("the same, k/n = 1/2 in its gap: variance", outside, ">=", 1 / 36)
+
+
+def _e2(_: Results) -> Iterator[Part]:
+    tent = Prior.mixture([Prior.beta(2, 1, 0, 0.5), Prior.beta(1, 2, 0.5, 1)], (0.5, 0.5))
+    for name, prior in {"uniform": Prior.uniform(), "Beta(2, 5)": Prior.beta(2, 5), "tent": tent}.items():
+        assert is_log_concave(prior)
+        yield Part(f"{name}: most peaks after any prefix of up to 20", float(count_modes(prior, 20).max()), "<=", 1.0)
+    yield Part("Beta(1/2, 1/2), no prefix: peaks", float(len(modes(Prior.beta(0.5, 0.5)))), ">=", 2.0)
+    target = CoinMixture((0.2, 0.8), (0.5, 0.5))
+    own = exact_regret(target, target, 50)[-1]
+    exactly = [float(best_hard_prompt(BetaCoins(), target, length, 50).regret[-1]) for length in range(51)]
+    for length, regret in ((0, 1.48), (6, 1.96), (50, 5.28)):
+        difference = abs(exactly[length] - regret)
+        yield Part(f"best prompt of exactly {length} tokens: R(50) against {regret}", difference, "<=", 5e-3)
+    yield Part("best prompt of at most 50 tokens above TargetBayes", float(min(exactly) - own), ">", REACHES)
+    gap = exact_regret(Prior.gap(0.2, 0.8), target, 50, (25, 25))[-1]
+    yield Part("the same, prior with a gap between the coins", float(gap - own), "<=", REACHES)
+
+
+def _e3(_: Results) -> Iterator[Part]:
+    half, coins, gap = LONG // 2, Prior.points((1 / 3, 2 / 3), (0.5, 0.5)), Prior.gap(1 / 3, 2 / 3)
+    moved = np.abs(coins.posterior(half, half).weights - 0.5).max()
+    yield Part("two points, k = n/2: change of their weights", float(moved), "<=", 1e-9)
+    posterior = gap.posterior(half, half)
+    yield Part("gap, k = n/2: peaks", float(len(modes(posterior))), ">=", 2.0)
+    off = abs(posterior.probability(0, 1 / 3) - 0.5)
+    yield Part("gap, k = n/2: mass of its left half against 1/2", float(off), "<=", 1e-9)
+    for name, belief in {"two points": coins.posterior(half, half), "gap": posterior}.items():
+        alike = np.exp(belief.log_evidence(np.array([(2, 0), (0, 2)]))).sum()
+        yield Part(f"{name}: P(next two flips are alike), a fair coin has 1/2", float(alike), ">=", 0.55)
+
+
+def _e7(_: Results) -> Iterator[Part]:
+    beliefs = {
+        Prior.points((0.1, 0.5, 0.8), (0.5, 0.3, 0.2)): entropy.discrete_entropy,
+        entropy.doubted_fair_coin(0.01): entropy.discrete_entropy,
+        Prior.beta(1, 9): entropy.differential_entropy,
+        Prior.gap(1 / 3, 2 / 3): entropy.differential_entropy,
+    }
+    rise = -np.inf
+    for prior, measure in beliefs.items():
+        expected = [entropy.expected_entropy(prior, n, measure) for n in range(30)]
+        rise = max(rise, float(np.diff(expected).max()))
+    yield Part("largest rise of an expected entropy by one more flip, nats", rise, "<=", 1e-12)
+    off, low = 0.0, np.inf
+    for peak in range(1, 21):
+        epsilon = 1 / (1 + 2**peak)
+        doubted = entropy.doubted_fair_coin(epsilon)
+        along = entropy.entropy_along(doubted, np.ones(50, int), entropy.discrete_entropy)
+        off = max(off, abs(float(along.argmax()) - entropy.widest_prompt(epsilon)))
+        low = min(low, float(along.max() - along[0]))
+    yield Part("tails at the peak against log2((1 - eps)/eps), 20 values of eps", off, "<=", 1e-9)
+    yield Part("smallest rise of the entropy up to the peak, nats", low, ">", 0.0)
+    discrete, density = list(beliefs)[0], Prior.uniform()
+    ends = float(entropy.expected_entropy(discrete, 1000, entropy.discrete_entropy))
+    yield Part("three coins: expected entropy after 1000 flips", ends, "<=", 1e-9)
+    fall = [entropy.expected_entropy(density, n, entropy.differential_entropy) for n in (100, 10_000)]
+    yield Part("density: change of its entropy from 100 to 10,000 flips", fall[1] - fall[0], "<=", -2.0)
+
+
+def _e9(_: Results) -> Iterator[Part]:
+    for length, regret in ((0, 1.477), (6, 0.571), (50, 0.096)):
+        best = float(best_hard_prompt(RANDOM_COINS, Coin(0.2), length, 50).regret[-1])
+        yield Part(f"best hard prompt of {length} tokens: R(50) against {regret}", abs(best - regret), "<=", 5e-4)
+
+
+CLAIMS: dict[str, Claim] = {
+    "E1": ("With a Beta prior the posterior variance vanishes for every sequence.", "exact", _e1),
+    "E2": ("A log-concave prior keeps one peak: no prompt makes a mixture of two coins.", "exact", _e2),
+    "E3": ("A prior of two points, or with a gap, keeps two peaks at k = n/2.", "exact", _e3),
+    "E7": ("On average prompts narrow a belief; atypical prompts widen it.", "exact", _e7),
+    "E9": ("For one coin in the support, long enough hard prompts become optimal (Eq. 8-9).", "exact", _e9),
+}

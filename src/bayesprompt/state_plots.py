@@ -1,0 +1,176 @@
+"""Pictures of internal states: a plane in which the pretrained network's states lie, and the paths that prefixes take.
+
+Everything is drawn in the plane of the first two components of random-coin states, turned so that more heads lie to the
+right and later steps further up.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure, SubFigure
+from scipy.ndimage import binary_closing
+
+from bayesprompt.cells import Cell, load_cell, load_network
+from bayesprompt.experiments import EXPERIMENTS
+from bayesprompt.plotting import FAINT, METHOD_COLORS, add_provenance
+from bayesprompt.predictors import Params, Predictor
+from bayesprompt.prefixes import Prefix
+from bayesprompt.states import STEPS, Ordering, ordering, plane, states_after, tuned_prefixes
+from bayesprompt.store import Store
+from bayesprompt.tuners import PREFIX_METHODS
+
+TITLES = {"transformer": "Transformer", "lstm": "LSTM"}
+# Sequences drawn under each prefix; with several repetitions each reads its part of them.
+SEQUENCES = 20
+
+
+class Network(NamedTuple):
+    """A stored network with the order of its states, and the dataset that says where it comes from."""
+
+    predictor: Predictor
+    params: Params
+    order: Ordering
+    dataset: xr.Dataset
+
+
+Networks = Mapping[str, Network | None]
+
+
+def load_ordered(store: Store, architecture: str, scale: str = "paper", network: str = "Pretrained") -> Network | None:
+    """Return the network that random coins trained, with its states' order (those of claim G15); None if missing."""
+    cell = Cell("pretraining", architecture, network, scale)
+    if (found := load_network(cell, store)) is None:
+        return None
+    return Network(*found, ordering(*found, jax.random.key(0)), load_cell(cell, store))
+
+
+def load_both(store: Store, scale: str = "paper") -> Networks:
+    """Return both pretrained networks, as `load_ordered` does."""
+    return {name: load_ordered(store, name, scale) for name in TITLES}
+
+
+def paths(network: Network, prefixes: list[Prefix], experiment: str) -> Float[np.ndarray, "B rows S"]:
+    """Return states of 20 sequences of an experiment's target, read after these prefixes in turn, prefixes included."""
+    tokens = np.asarray(EXPERIMENTS[experiment].target.sample(jax.random.key(1), SEQUENCES, STEPS)[0])
+    return states_after(network.predictor, network.params, prefixes, tokens, STEPS)
+
+
+def state_structure(store: Store, scale: str = "paper", networks: Networks | None = None) -> Figure:
+    """Draw the pretrained networks' states on random coins, coloured by step and by share of heads (Figure A7 a, b).
+
+    `networks`, here and below: what `load_both` returns, if it is at hand.
+    """
+    figure = plt.figure(figsize=(9, 7))
+    return add_provenance(figure, _structure(figure, networks or load_both(store, scale)))
+
+
+def states_under_prefixes(
+    store: Store,
+    experiment: str,
+    scale: str = "paper",
+    architecture: str | None = None,
+    networks: Networks | None = None,
+) -> Figure:
+    """Draw states on the target under each method's prefixes, for one or both networks (Figures 2 and A7 c, d)."""
+    networks = networks or load_both(store, scale)
+    networks = networks if architecture is None else {architecture: networks[architecture]}
+    figure = plt.figure(figsize=(10, 3 * len(networks) + 0.6))
+    return add_provenance(figure, _under_prefixes(figure, store, experiment, scale, networks))
+
+
+def structure_and_prefixes(store: Store, experiment: str, scale: str = "paper") -> Figure:
+    """Draw both of the above in one picture (Figure A7)."""
+    figure, networks = plt.figure(figsize=(10, 13.5)), load_both(store, scale)
+    above, below = figure.subfigures(2, 1, height_ratios=(7, 6.5))
+    return add_provenance(
+        figure, _structure(above, networks), _under_prefixes(below, store, experiment, scale, networks)
+    )
+
+
+def _structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Dataset | None]:
+    rows = figure.subplots(len(networks), 2, sharex="row", sharey="row")
+    for axes, (name, network) in zip(rows, networks.items(), strict=True):
+        for ax, words, column in zip(axes, ("step n", "share of heads"), (1, 2), strict=True):
+            ax.set_title(f"{TITLES[name]}, by {words}")
+            if network is None:
+                _say_missing(ax)
+                continue
+            values, points = network.order.visited[column], plane(network.order, network.order.visited.states)
+            known = ~np.isnan(values)  # before the first flip there is no share
+            background(ax, network.order)
+            style = {"cmap": ("plasma", "viridis")[column - 1], "s": 5, "linewidths": 0, "rasterized": True}
+            figure.colorbar(ax.scatter(*points[known].T, c=values[known], **style), ax=ax, label=words, aspect=30)
+        if network is not None:
+            _name_axes(axes, axes, network.order)
+    return [network and network.dataset for network in networks.values()]
+
+
+def _under_prefixes(
+    figure: Figure | SubFigure, store: Store, experiment: str, scale: str, networks: Networks
+) -> list[xr.Dataset | None]:
+    methods, datasets = ("NoTuning", *PREFIX_METHODS), []
+    rows = figure.subplots(len(networks), len(methods), sharex="row", sharey="row", squeeze=False)
+    for axes, (name, network) in zip(rows, networks.items(), strict=True):
+        prefixes = tuned_prefixes(store, experiment, name, scale)
+        for ax, method in zip(axes, methods, strict=True):
+            ax.set_title(method)
+            if network is None or prefixes[method] is None:
+                _say_missing(ax)
+                continue
+            background(ax, network.order)
+            states, length = paths(network, prefixes[method], experiment), prefixes[method][0].length
+            path_lines(ax, plane(network.order, states), length, METHOD_COLORS[method])
+            datasets.append(load_cell(Cell(experiment, name, method, scale), store))
+        if network is not None:
+            _name_axes(axes, axes[2:3], network.order, TITLES[name])
+            datasets.append(network.dataset)
+    return datasets
+
+
+def background(ax: Axes, order: Ordering, color: str = "#d0d0d0") -> None:
+    """Draw the paths of the random-coin sequences that span the plane, in grey."""
+    lines = LineCollection(plane(order, order.visited.states), colors=color, linewidths=0.5, zorder=0, rasterized=True)
+    ax.add_collection(lines)
+    ax.autoscale_view()
+
+
+def shade(ax: Axes, order: Ordering, bins: int = 45) -> None:
+    """Fill the area that random-coin states cover, in plain grey: a background that compresses well (for sliders)."""
+    points = plane(order, order.visited.states).reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = (high - low) / bins
+    counts, *edges = np.histogram2d(*points.T, bins, np.stack([low - margin, high + margin], axis=1))
+    covered = binary_closing(np.pad(counts > 0, 2), np.ones((3, 3)), 2)[2:-2, 2:-2]  # padded: no cover at the edges
+    ax.pcolormesh(*edges, np.where(covered.T, 1.0, np.nan), cmap="Greys", vmin=0, vmax=7, rasterized=True)
+
+
+def path_lines(ax: Axes, points: Float[np.ndarray, "B rows 2"], prefix_length: int, color: str) -> None:
+    """Draw paths in the plane: black while the prefix is read, a ring where it ends, then coloured."""
+    for path in points:
+        ax.plot(*path[prefix_length:].T, color=color, linewidth=0.7, alpha=0.7)
+        ax.plot(*path[: prefix_length + 1].T, color="black", linewidth=0.8, marker=".", markersize=3, zorder=3)
+        ring = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgecolor": "black", "zorder": 4}
+        ax.plot(*path[prefix_length], linestyle="none", **ring)
+
+
+def _name_axes(axes: np.ndarray, below: np.ndarray, order: Ordering, title: str = "") -> None:
+    """Say under the axes `below`, and left of the first, which component is drawn and its share of the variance."""
+    share = order.components.variance / order.components.variance.sum()
+    across, up = (f"component {c + 1} ({share[c]:.0%} of variance)" for c in (order.heads, order.step))
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+    for ax in below:
+        ax.set_xlabel(across)
+    axes[0].set_ylabel(f"{title}\n{up}".strip())
+
+
+def _say_missing(ax: Axes) -> None:
+    ax.text(0.5, 0.5, "not computed", transform=ax.transAxes, ha="center", va="center", color=FAINT)
+    ax.set(xticks=[], yticks=[])

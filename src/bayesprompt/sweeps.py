@@ -1,0 +1,92 @@
+"""One setting varied: the regret at one step against the setting, read from the stored cells of a sweep."""
+
+import textwrap
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from bayesprompt.cells import Cell, cells, load_cell
+from bayesprompt.experiments import SWEEPS
+from bayesprompt.plotting import METHOD_COLORS, METHOD_LINES
+from bayesprompt.regret import quantiles
+from bayesprompt.store import Store
+
+
+class SweepRegret(NamedTuple):
+    """R(n) over a sweep's V values, nats: median and quartiles over repetitions, NaN where no cell is stored."""
+
+    values: Float[np.ndarray, " V"]
+    median: Float[np.ndarray, " V"]
+    q25: Float[np.ndarray, " V"]
+    q75: Float[np.ndarray, " V"]
+
+
+def sweep_cells(
+    store: Store, sweep: str, architecture: str, method: str, scale: str = "quick"
+) -> dict[float | int, xr.Dataset | None]:
+    """Return a sweep's stored datasets by value of its setting, None where missing; ValueError for an unknown name."""
+    if sweep not in SWEEPS:
+        raise ValueError(f"sweep = {sweep}: one of {', '.join(SWEEPS)}")
+    named = {cell.experiment for cell in cells(sweep, architecture, method, scale)}  # raises for the other names
+    experiments = {value: name for value, name in SWEEPS[sweep].experiments.items() if name in named}
+    return {value: load_cell(Cell(name, architecture, method, scale), store) for value, name in experiments.items()}
+
+
+def sweep_regret(
+    store: Store, sweep: str, architecture: str, method: str, n: int = 50, scale: str = "quick"
+) -> SweepRegret:
+    """R(n) (Eq. 10, nats) of one method against the sweep's setting; ValueError for an unknown name."""
+    found = sweep_cells(store, sweep, architecture, method, scale)
+    return SweepRegret(np.array([*found], np.float64), *_quartiles(found.values(), n))
+
+
+def sweep_curves(
+    store: Store, sweep: str, architecture: str, ax: Axes | None = None, n: int = 50, scale: str = "quick"
+) -> Axes:
+    """Draw R(n) (nats) of a sweep's methods: medians joined, repetitions as points, quartiles as a band.
+
+    Settings that are whole numbers stand on a logarithmic axis, infinity one step behind the largest; see `places`.
+    """
+    ax = ax if ax is not None else plt.subplots()[1]
+    words = SWEEPS[sweep].title
+    for method in SWEEPS[sweep].methods:
+        found = sweep_cells(store, sweep, architecture, method, scale)
+        x, color = places([*found]), METHOD_COLORS[method]
+        median, low, high = _quartiles(found.values(), n)
+        ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+        ax.plot(x, median, linestyle=METHOD_LINES[method], marker="o", markersize=5, color=color, label=method)
+        for place, dataset in zip(x, found.values(), strict=True):
+            if dataset is not None and dataset.sizes["repetition"] > 1:
+                regret = dataset.regret.sel(n=n).values
+                ax.plot(np.full(len(regret), place), regret, "o", markersize=3, color=color, alpha=0.4)
+        if missing := [_name(value) for value, dataset in found.items() if dataset is None]:
+            where = f" at {', '.join(missing)}" if len(missing) < len(found) else ""
+            words += "\n" + textwrap.fill(f"not computed: {method}{where}", 44)
+    values = [*SWEEPS[sweep].experiments]
+    if min(values) >= 1:
+        ax.set_xscale("log")
+        ax.minorticks_off()
+    ax.set_xticks(places(values), map(_name, values))
+    ax.set(xlabel=words, ylabel=f"R({n}) (nats)")
+    return ax
+
+
+def places(values: list[float | int] | np.ndarray) -> Float[np.ndarray, " V"]:
+    """Return where settings stand on a sweep's axis: at themselves, infinity a factor of four behind the largest."""
+    values = np.array(values, np.float64)
+    return np.where(np.isinf(values), 4 * values[np.isfinite(values)].max(), values)
+
+
+def _name(value):
+    return "\u221e" if np.isinf(value) else f"{value:g}"
+
+
+def _quartiles(found, n):
+    """Median, lower and upper quartile of R(n) for each dataset; NaN for None."""
+    rows = [(np.nan,) * 3 if d is None else quantiles(d.regret.sel(n=n).values) for d in found]
+    low, median, high = np.array(rows).T
+    return median, low, high

@@ -1,0 +1,358 @@
+"""Internal states against flax's own layers and the predictors' outputs; their geometry against closed forms."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from reference import parameters, quick_jit
+
+from bayesprompt import state_plots, states
+from bayesprompt.predictors import LSTM, Transformer, make_predictor
+from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.state_plots import TITLES, state_structure, states_under_prefixes, structure_and_prefixes
+from bayesprompt.states import (
+    Components,
+    Ordering,
+    Trace,
+    Visited,
+    displacement,
+    internal_states,
+    nearest,
+    ordering,
+    plane,
+    principal_components,
+    project,
+    random_coin_states,
+    states_after,
+    tuned_prefixes,
+)
+from bayesprompt.store import Store
+
+ONE = Transformer(num_tokens=2, embed_dim=16, num_heads=2, num_layers=1, mlp_dim=32)
+TWO = Transformer(num_tokens=3, embed_dim=16, num_heads=4, num_layers=2, mlp_dim=24)
+LSTM_ONE = LSTM(num_tokens=2, embed_dim=8, hidden_dim=16, num_layers=1)
+LSTM_TWO = LSTM(num_tokens=3, embed_dim=8, hidden_dim=16, num_layers=2)
+quick_trace = quick_jit(states._trace.__wrapped__, static_argnums=0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(states, "_trace", quick_trace)
+
+
+class Coins:
+    """Random coins that need no compiling."""
+
+    def sample(self, key, batch, length):
+        draw = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        bias = draw.uniform(size=(batch, 1))
+        return (draw.uniform(size=(batch, length)) >= bias).astype(np.int32), None
+
+
+@pytest.fixture
+def coins(monkeypatch):
+    monkeypatch.setattr(states, "RANDOM_COINS", Coins())
+
+
+def draw_prefix(architecture, kind):
+    draw = np.random.default_rng(3)
+    return {
+        "none": NO_PREFIX,
+        "hard": hard_prefix(np.array([1, 0, 1]), architecture.num_tokens),
+        "real": Prefix(inputs=jnp.asarray(draw.normal(size=(3, architecture.num_tokens)), jnp.float32)),
+        "soft": Prefix(embeddings=jnp.asarray(draw.normal(size=(3, architecture.embed_dim)), jnp.float32)),
+    }[kind]
+
+
+def draw_tokens(architecture, batch=3, length=6):
+    return np.random.default_rng(2).integers(0, architecture.num_tokens, (batch, length), dtype=np.int32)
+
+
+@pytest.mark.parametrize("kind", ["none", "hard", "real", "soft"])
+@pytest.mark.parametrize("architecture", [TWO, LSTM_TWO], ids=["transformer", "lstm"])
+def test_the_path_through_the_states_ends_in_the_predictors_output(architecture, kind):
+    predictor, params = make_predictor(architecture), parameters(architecture)
+    tokens, prefix = draw_tokens(architecture), draw_prefix(architecture, kind)
+    with jax.enable_x64(True):
+        given = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, prefix))
+        expected = quick_jit(predictor.apply)(given[0], tokens, given[1])
+        trace = internal_states(predictor, given[0], tokens, given[1])
+    assert np.abs(trace.log_probs - expected).max() < 1e-12
+    assert np.abs(expected - expected[:, :1]).max() > 0.1, "the tokens make no difference"
+    assert trace.states.shape == (3, prefix.length + 6, 2 * 16)
+
+
+def test_the_lstms_states_are_those_of_flaxs_own_cells():
+    params, tokens, prefix = parameters(LSTM_TWO), draw_tokens(LSTM_TWO), draw_prefix(LSTM_TWO, "soft")
+    found = internal_states(make_predictor(LSTM_TWO), params, tokens, prefix).states
+    kernel, bias = params["embedding"]["kernel"], params["embedding"]["bias"]
+    cell, data = nn.OptimizedLSTMCell(16), kernel[tokens[:, :-1]] + bias[None, None]
+    rows = [jnp.broadcast_to(row, (3, 8)) for row in (bias, *prefix.embeddings)] + list(data.swapaxes(0, 1))
+    carries = [(jnp.zeros((3, 16)), jnp.zeros((3, 16))) for _ in range(2)]
+    steps = [quick_jit(functools.partial(cell.apply, {"params": params["torso"][f"cells_{i}"]})) for i in range(2)]
+    for r, row in enumerate(rows):
+        for layer, step in enumerate(steps):
+            carries[layer], row = step(carries[layer], row)
+        np.testing.assert_allclose(found[:, r], np.concatenate([c for c, _ in carries], axis=1), atol=1e-5)
+    assert r == 3 + 5
+
+
+def test_the_transformers_states_are_what_its_attention_adds():
+    """Written out with flax's LayerNorm and attention; a 1-layer network, so the block reads embedding + position."""
+    params, tokens, prefix = parameters(ONE), draw_tokens(ONE), draw_prefix(ONE, "soft")
+    found = internal_states(make_predictor(ONE), params, tokens, prefix).states
+    kernel, bias = params["embedding"]["kernel"], params["embedding"]["bias"]
+    block, rows = params["torso"]["blocks_0"], 3 + 6
+    angle = np.arange(rows)[:, None] / 1e4 ** (np.arange(0, 16, 2) / 16)[None]
+    data = kernel[tokens[:, :-1]] + bias[None, None]
+    prompt = jnp.concatenate([bias[None], prefix.embeddings])
+    x = jnp.concatenate([jnp.broadcast_to(prompt, (3, 4, 16)), data], axis=1)
+    x = x + np.concatenate([np.sin(angle), np.cos(angle)], axis=1)[None]
+
+    def norm(name, y, **options):
+        return nn.LayerNorm(**options).apply({"params": block[name]}, y)
+
+    def heads(y):
+        return y.reshape(3, rows, 2, 8)
+
+    @quick_jit
+    def added(x):
+        x = norm("attention_norm", x)
+        query, key = (norm(f"{n}_norm", x @ block[n]["kernel"], use_bias=False) for n in ("query", "key"))
+        mask = nn.make_causal_mask(jnp.ones((3, rows)))
+        attended = nn.dot_product_attention(heads(query), heads(key), heads(x @ block["value"]["kernel"]), mask=mask)
+        return attended.reshape(3, rows, 16) @ block["attention_output"]["kernel"]
+
+    np.testing.assert_allclose(found, added(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", [ONE, LSTM_ONE], ids=["transformer", "lstm"])
+def test_a_state_depends_on_the_rows_so_far_only(architecture):
+    predictor, params, tokens = make_predictor(architecture), parameters(architecture), draw_tokens(architecture)
+    tokens[1] = tokens[0]
+    tokens[1, 3] = 1 - tokens[0, 3]
+    found = internal_states(predictor, params, tokens, draw_prefix(architecture, "hard")).states
+    same = np.abs(found[0] - found[1]).max(axis=1) == 0
+    assert same.tolist() == [True] * (1 + 3 + 3) + [False] * 2  # start, prefix, three tokens; then they part
+    assert np.ptp(found[:, :4], axis=0).max() == 0  # what the prefix leaves is the same for every sequence
+
+
+def test_states_on_random_coins_come_with_step_and_share_of_heads(coins):
+    predictor, params = make_predictor(LSTM_ONE), parameters(LSTM_ONE)
+    visited = random_coin_states(predictor, params, jax.random.key(3), 5, 7)
+    tokens, _ = Coins().sample(jax.random.key(3), 5, 7)
+    assert np.ptp(tokens) == 1
+    for b in range(5):
+        for n in range(1, 8):
+            assert visited.step[b, n - 1] == n
+            seen = tokens[b, : n - 1].tolist()
+            assert np.isnan(visited.heads[b, 0]) if n == 1 else visited.heads[b, n - 1] == seen.count(0) / (n - 1)
+    np.testing.assert_array_equal(visited.states, internal_states(predictor, params, tokens).states)
+
+
+def cloud(size=400, seed=0):
+    """Points of known principal components: exactly uncorrelated coordinates with variances 9, 4, 1/4, turned."""
+    draw = np.random.default_rng(seed)
+    scores = np.linalg.qr(np.c_[np.ones(size), draw.normal(size=(size, 3))])[0][:, 1:]
+    turn = np.linalg.qr(draw.normal(size=(3, 3)))[0]
+    return scores * np.sqrt(size) * np.array([3.0, 2.0, 0.5]) @ turn + np.array([5.0, -2.0, 1.0]), turn
+
+
+def test_principal_components_of_a_known_cloud():
+    points, turn = cloud()
+    found = principal_components(points.reshape(20, 20, 3))
+    np.testing.assert_allclose(found.mean, [5.0, -2.0, 1.0])
+    np.testing.assert_allclose(found.variance, [9.0, 4.0, 0.25])
+    signs = np.sign(turn[[0, 1, 2], np.abs(turn).argmax(axis=1)])
+    np.testing.assert_allclose(found.axes, turn * signs[:, None], atol=1e-12)
+    scores = project(found, points, 3)
+    np.testing.assert_allclose(scores @ found.axes + found.mean, points)
+    np.testing.assert_allclose(project(found, points), scores[:, :2])
+    # The sign does not hang on the sign of the data: mirrored data have the same axes and opposite scores.
+    mirrored = principal_components(10.0 - points)
+    np.testing.assert_allclose(mirrored.axes, found.axes, atol=1e-12)
+
+
+def ranks(x):
+    """Average ranks, by comparing every pair."""
+    x = np.asarray(x)
+    return (x[:, None] > x[None]).sum(1) + (x[:, None] == x[None]).sum(1) / 2
+
+
+def made_up(monkeypatch, embed):
+    """A network whose state is `embed` of (step, share of heads or 1/2), turned in four dimensions."""
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))[0]
+
+    def read(predictor, params, tokens, prefix=NO_PREFIX):
+        seen = np.arange(tokens.shape[1])[None]
+        heads = np.cumsum(tokens == 0, axis=1) - (tokens == 0)
+        share = np.where(seen > 0, heads / np.maximum(seen, 1), 0.5)
+        state = np.stack(embed(np.broadcast_to(seen + 1, tokens.shape), share), axis=-1)
+        return Trace(np.pad(state, [(0, 0), (0, 0), (0, 4 - state.shape[-1])]) @ turn, None)
+
+    monkeypatch.setattr(states, "internal_states", read)
+    monkeypatch.setattr(states, "HELD_OUT", 40)
+
+
+@pytest.mark.parametrize(("step_scale", "step_component"), [(-1.0, 0), (-0.001, 1)])
+def test_ordering_finds_which_component_goes_with_what(monkeypatch, coins, step_scale, step_component):
+    made_up(monkeypatch, lambda n, share: (step_scale * n, share**3))
+    found = ordering(make_predictor(ONE), parameters(ONE), jax.random.key(0))
+    assert (found.step, found.heads) == (step_component, 1 - step_component)
+    assert abs(found.step_correlation) == pytest.approx(1, abs=0.02)
+    assert abs(found.heads_correlation) == pytest.approx(1, abs=0.02)
+    # In the plane, more heads lie to the right, later steps further up, whatever the signs of the components.
+    across, up = np.moveaxis(plane(found, found.visited.states), -1, 0)
+    assert (np.diff(up, axis=1) > 0).mean() > 0.9
+    known = ~np.isnan(found.visited.heads)
+    assert np.corrcoef(across[known], found.visited.heads[known])[0, 1] > 0.8
+
+
+def test_ordering_of_a_bent_fan_is_spearmans_over_all_sequences_together(monkeypatch, coins):
+    """Step and share are both there, yet the second component, a horseshoe, mixes them."""
+    made_up(monkeypatch, lambda n, share: (60 * (share - 0.5), 0.3 * n + 90 * (share - 0.5) ** 2))
+    predictor, params, key = make_predictor(ONE), parameters(ONE), jax.random.key(0)
+    found = ordering(predictor, params, key)
+    both = random_coin_states(predictor, params, key, 140)
+    late = Visited(*(x[100:, 9:] for x in both))
+    scores = project(principal_components(both.states[:100]), late.states).reshape(-1, 2)
+    for component, values, value in (
+        (found.step, late.step, found.step_correlation),
+        (found.heads, late.heads, found.heads_correlation),
+    ):
+        expected = np.corrcoef(ranks(scores[:, component]), ranks(values.ravel()))[0, 1]
+        assert value == pytest.approx(expected, abs=1e-12)
+    assert 0.3 < abs(found.step_correlation) < 0.95 < abs(found.heads_correlation)
+
+
+def test_displacement_in_a_cloud_of_known_shape(monkeypatch):
+    points, turn = cloud()
+    components = principal_components(points)
+    monkeypatch.setattr(states, "SHARE", 0.999)  # all three components: two of them hold 98 %
+    state = components.mean + np.array([6.0, -6.0, 2.0]) @ turn  # 2, 3 and 4 standard deviations
+    found = displacement(components, np.stack([state, points[17]])[None])
+    assert found.plane.shape == (1, 2)
+    np.testing.assert_allclose(found.plane[0, 0], np.sqrt(2**2 + 3**2))
+    np.testing.assert_allclose(found.distance[0, 0], np.sqrt(2**2 + 3**2 + 4**2))
+    np.testing.assert_allclose(found.outside[0, 0], 4 / (36 + 36 + 4))
+    monkeypatch.setattr(states, "SHARE", 0.9)  # two components
+    np.testing.assert_allclose(displacement(components, state[None]).distance, np.sqrt(13))
+
+
+def test_the_nearest_state_in_units_of_the_spread():
+    points, turn = cloud()
+    state = np.array([5.0, -2.0, 1.0]) + np.array([6.0, -6.0, 2.0]) @ turn
+    by_hand = min(np.linalg.norm(state - point) for point in points) / np.sqrt(9 + 4 + 0.25)
+    found = nearest(np.stack([state, points[17]])[None], points.reshape(20, 20, 3))
+    np.testing.assert_allclose(found, [[by_hand, 0.0]], atol=1e-12)
+
+
+def test_sequences_are_read_after_the_prefixes_in_turn():
+    predictor, params = make_predictor(LSTM_ONE), parameters(LSTM_ONE)
+    tokens, kinds = draw_tokens(LSTM_ONE, 5, 9), [draw_prefix(LSTM_ONE, kind) for kind in ("hard", "real")]
+    found = states_after(predictor, params, kinds, tokens, rows=10)
+    assert found.shape == (5, 10, 16)
+    for i in range(5):
+        expected = internal_states(predictor, params, tokens[i : i + 1], kinds[i % 2]).states[0, :10]
+        np.testing.assert_allclose(found[i], expected, atol=1e-6)
+
+
+def test_the_stored_prefixes():
+    prefixes = tuned_prefixes(Store(), "single-coin", "lstm")
+    assert list(prefixes) == ["NoTuning", "HardPT", "SimplexPT", "RealPT", "SoftPT"]
+    assert prefixes["NoTuning"] == [NO_PREFIX]
+    assert [len(prefixes[m]) for m in ("HardPT", "SimplexPT", "RealPT", "SoftPT")] == [1, 10, 10, 10]
+    assert all(prefix.embeddings.shape == (6, 128) and prefix.inputs is None for prefix in prefixes["SoftPT"])
+    np.testing.assert_allclose([prefix.inputs.sum(1) for prefix in prefixes["SimplexPT"]], 1.0, rtol=1e-6)
+    assert set(np.unique(prefixes["HardPT"][0].inputs)) == {0.0, 1.0}
+    missing = tuned_prefixes(Store(shipped=None), "single-coin", "lstm")
+    assert [m for m, found in missing.items() if found is None] == ["HardPT", "SimplexPT", "RealPT", "SoftPT"]
+
+
+MESSAGES = {
+    "prefix = layers: rows of input or of embedding, which are read one after the other": lambda: internal_states(
+        make_predictor(ONE), parameters(ONE), draw_tokens(ONE), Prefix(layers=jnp.zeros((1, 2, 16)))
+    ),
+    "states = array of shape (1, 3): at least two states": lambda: principal_components(np.zeros((1, 3))),
+    "number = 4: must lie in 1..3": lambda: project(principal_components(cloud()[0]), np.zeros(3), 4),
+    "number = 0: must lie in 1..3": lambda: project(principal_components(cloud()[0]), np.zeros(3), 0),
+    "rows = 10: at most 9, prefix and tokens together": lambda: states_after(
+        make_predictor(ONE), parameters(ONE), [draw_prefix(ONE, "hard")], draw_tokens(ONE), 10
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_bad_input_raises_one_line_naming_argument_value_and_range(message):
+    with pytest.raises(ValueError) as caught:
+        MESSAGES[message]()
+    assert str(caught.value) == message
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(state_plots.plt.Text) if text.get_text()]
+
+
+@pytest.fixture
+def small(monkeypatch, coins):
+    """Two small networks in place of the stored ones, with made-up prefixes for all methods but one."""
+
+    def load(store, architecture, scale="paper", network="Pretrained"):
+        sizes = ONE if architecture == "transformer" else LSTM_ONE
+        predictor, params = make_predictor(sizes), parameters(sizes)
+        components = Components(np.zeros(16), np.eye(16), 2.0 ** -np.arange(16))
+        visited = random_coin_states(predictor, params, jax.random.key(0), 4, 10)
+        return state_plots.Network(predictor, params, Ordering(visited, components, 1, 0, -1.0, 1.0), None)
+
+    def prefixes(store, experiment, architecture, scale="paper"):
+        sizes = ONE if architecture == "transformer" else LSTM_ONE
+        hard, soft = draw_prefix(sizes, "hard"), draw_prefix(sizes, "soft")
+        return {"NoTuning": [NO_PREFIX], "HardPT": [hard], "SimplexPT": None, "RealPT": [hard], "SoftPT": [soft] * 2}
+
+    experiment = SimpleNamespace(target=Coins())
+    monkeypatch.setattr(state_plots, "EXPERIMENTS", {"single-coin": experiment, "two-coins": experiment})
+    monkeypatch.setattr(state_plots, "STEPS", 8)
+    monkeypatch.setattr(state_plots, "SEQUENCES", 4)
+    monkeypatch.setattr(state_plots, "load_ordered", load)
+    monkeypatch.setattr(state_plots, "tuned_prefixes", prefixes)
+    yield
+    state_plots.plt.close("all")
+
+
+def test_each_prefix_gets_a_panel_with_its_end_marked_or_is_said_to_be_missing(small):
+    figure = states_under_prefixes(Store(shipped=None), "two-coins", architecture="lstm")
+    assert [ax.get_title() for ax in figure.axes] == ["NoTuning", "HardPT", "SimplexPT", "RealPT", "SoftPT"]
+    network = state_plots.load_ordered(None, "lstm")
+    for ax, prefix in zip(figure.axes, tuned_prefixes_of(network), strict=True):
+        rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
+        if prefix is None:
+            assert [text.get_text() for text in ax.texts] == ["not computed"] and not ax.lines
+            continue
+        assert len(rings) == 4  # one a sequence
+        trace = internal_states(network.predictor, network.params, np.zeros((1, 2), int), prefix)
+        # Heads are component 0, to the right; steps component 1, turned, as it falls with the step.
+        place = trace.states[:, prefix.length, :2] * np.array([[1.0, -1.0]])
+        np.testing.assert_allclose([ring.get_xydata() for ring in rings], [place] * 4, atol=1e-5)
+
+
+def tuned_prefixes_of(network):
+    return [found and found[0] for found in state_plots.tuned_prefixes(None, "two-coins", "lstm").values()]
+
+
+def test_both_networks_and_all_parts_are_drawn(small):
+    assert len(states_under_prefixes(Store(shipped=None), "single-coin").axes) == 10
+    words = texts(structure_and_prefixes(Store(shipped=None), "two-coins"))
+    for name in TITLES.values():
+        assert f"{name}, by step n" in words and f"{name}, by share of heads" in words
+    assert words.count("not computed") == 2 and "SoftPT" in words
+
+
+def test_without_stored_networks_every_panel_says_so():
+    for draw, panels in ((state_structure, 4), (lambda store: states_under_prefixes(store, "two-coins"), 10)):
+        words = texts(draw(Store(shipped=None)))
+        assert words.count("not computed") == panels and "no stored results" in words
+    state_plots.plt.close("all")

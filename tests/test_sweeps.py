@@ -1,0 +1,76 @@
+"""Sweeps read the cell of each value and show its numbers where they belong."""
+
+import matplotlib
+import numpy as np
+import pytest
+import xarray as xr
+
+from bayesprompt import sweeps
+from bayesprompt.experiments import SWEEPS
+from bayesprompt.store import Store
+from bayesprompt.sweeps import places, sweep_cells, sweep_curves, sweep_regret
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def stored(monkeypatch):
+    """Cells whose regret at step n is n times the prefix length, in repetitions x 1, 2, 4; none at prefix length 3."""
+    lengths = {name: value for value, name in SWEEPS["prefix-length"].experiments.items()}
+
+    def load(cell, store):
+        assert (cell.architecture, cell.method, cell.scale) == ("lstm", "SoftPT", "quick")
+        if (length := lengths[cell.experiment]) == 3:
+            return None
+        regret = np.outer([1.0, 2.0, 4.0], np.arange(1, 201)) * length
+        return xr.Dataset({"regret": (("repetition", "n"), regret)}, {"n": np.arange(1, 201)})
+
+    monkeypatch.setattr(sweeps, "load_cell", load)
+
+
+@pytest.mark.usefixtures("stored")
+def test_each_value_has_the_regret_of_its_own_cell():
+    found = sweep_regret(Store(), "prefix-length", "lstm", "SoftPT", n=50)
+    np.testing.assert_array_equal(found.values, [1, 2, 3, 6, 12, 25])
+    there = np.array([1, 2, np.nan, 6, 12, 25])
+    np.testing.assert_allclose(found.median, 50 * 2 * there)
+    np.testing.assert_allclose(found.q25, 50 * 1.5 * there)
+    np.testing.assert_allclose(found.q75, 50 * 3 * there)
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_picture_shows_medians_and_names_what_is_missing():
+    ax = sweep_curves(Store(), "prefix-length", "lstm", n=10)
+    curve, *repetitions = ax.lines
+    np.testing.assert_allclose(curve.get_xydata()[[0, 1, 3]], [(1, 20), (2, 40), (6, 120)])
+    assert np.isnan(curve.get_ydata()[2])
+    np.testing.assert_allclose(repetitions[-1].get_xydata(), [(25, 250), (25, 500), (25, 1000)])
+    assert ax.get_xscale() == "log" and ax.get_ylabel() == "R(10) (nats)"
+    assert ax.get_xlabel() == "prefix length L\nnot computed: SoftPT at 3"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3", "6", "12", "25"]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_an_empty_store_has_a_picture_of_nothing(sweep, architecture, tmp_path):
+    empty = Store(tmp_path, shipped=None)
+    ax = sweep_curves(empty, sweep, architecture)
+    for method in SWEEPS[sweep].methods:
+        assert set(sweep_cells(empty, sweep, architecture, method)) == set(SWEEPS[sweep].experiments)
+        assert np.isnan(sweep_regret(empty, sweep, architecture, method)[1:]).all()
+        assert f"not computed: {method}" in ax.get_xlabel().splitlines()
+    matplotlib.pyplot.close(ax.figure)
+
+
+def test_infinitely_many_have_a_place_behind_the_others():
+    np.testing.assert_array_equal(places([4, 16, np.inf]), [4, 16, 64])
+    np.testing.assert_array_equal(places([0.05, 0.5]), [0.05, 0.5])
+
+
+def test_what_is_no_sweep():
+    with pytest.raises(ValueError, match="^sweep = two-coins: one of prefix-length, "):
+        sweep_regret(Store(), "two-coins", "lstm", "SoftPT")
+    with pytest.raises(ValueError, match="^method = FullWT: not part of experiment bias "):
+        sweep_regret(Store(), "bias", "lstm", "FullWT")
+    with pytest.raises(ValueError, match="^architecture = gru: must be one of "):
+        sweep_cells(Store(), "bias", "gru", "SoftPT")
