@@ -30,6 +30,13 @@ class Part(NamedTuple):
         return bool(_RELATIONS[self.relation](self.value, self.bound))
 
     @property
+    def shown(self) -> str:
+        """The value in words."""
+        if self.value is None:
+            return "missing"
+        return f"{self.value:.1e}" if 0 < abs(self.value) < 1e-3 else f"{self.value:.4f}"
+
+    @property
     def threshold(self) -> str:
         """The bound in words, e.g. "<= 0.1"."""
         return f"{self.relation} {'?' if self.bound is None else f'{self.bound:.4g}'}"
@@ -74,8 +81,7 @@ class Judgement:
         lines = [f"{self.id}  {self.verdict}: {self.statement}"]
         width = max((len(part.label) for part in self.parts), default=0)
         for part in self.parts:
-            value = "missing" if part.value is None else f"{part.value:.4f}"
-            lines.append(f"    {part.label:{width}s} {value:>9s}  {part.threshold}")
+            lines.append(f"    {part.label:{width}s} {part.shown:>9s}  {part.threshold}")
         return "\n".join([*lines, f"    {self.provenance}"])
 
     @property
@@ -93,7 +99,7 @@ class Judgement:
             style = 'style="text-align:left;padding:0.2em 1.2em 0.2em 0"'
             return "<tr>" + "".join(f"<{tag} {style}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-        rows = [row("td", p.label, "missing" if p.value is None else f"{p.value:.4f}", p.threshold) for p in self.parts]
+        rows = [row("td", part.label, part.shown, part.threshold) for part in self.parts]
         return (
             f"<p><strong>{self.id} {self.verdict}.</strong> {html.escape(self.statement)}</p>"
             f"<table><thead>{row('th', 'quantity', 'value', 'threshold')}</thead><tbody>{''.join(rows)}</tbody></table>"

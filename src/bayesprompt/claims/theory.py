@@ -1,5 +1,6 @@
 """Claims of Genewein et al. (2025), Appendix E, about exact mathematics: computed on the spot: E1 to E7, and E9."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,9 +9,11 @@ from bayesprompt.claims.judging import Claim, Part, Results
 from bayesprompt.experiments import RANDOM_COINS
 from bayesprompt.regret import best_hard_prompt, exact_regret
 from bayesprompt.sources import BetaCoins, Coin, CoinMixture
-from bayesprompt.theory import entropy
+from bayesprompt.theory import countable, entropy, programs
 from bayesprompt.theory.bernoulli import Prior, oscillating_flips
+from bayesprompt.theory.product import ProductMixture, errors_of_samples
 from bayesprompt.theory.shape import count_modes, is_log_concave, modes
+from bayesprompt.theory.solomonoff import StandIn, distances_after_samples, loop_code, loop_prints
 
 LONG = 100_000  # flips
 REACHES = 0.10  # nats above TargetBayes
@@ -75,6 +78,58 @@ def _e3(_: Results) -> Iterator[Part]:
         yield Part(f"{name}: P(next two flips are alike), a fair coin has 1/2", float(alike), ">=", 0.55)
 
 
+def _e4(_: Results) -> Iterator[Part]:
+    two = programs.EXAMPLES["two coins"]
+    program = programs.encode(two)
+    cut = [program[:length] for length in range(len(program))]
+    yield Part(
+        "50 programs, all x of up to 6 bits: largest |xi(x|p) - zeta(x)|", countable.identity_error(), "<=", 1e-12
+    )
+    after = countable.total_variation(countable.futures(program, 8), two)
+    yield Part("two coins, after their program: total variation over 8 flips", after, "<=", 1e-12)
+    likely = max(countable.posterior(begin, program) for begin in cut)
+    yield Part("after less than their program: largest P(program)", likely, "<=", 0.5)
+    least = min(countable.total_variation(countable.futures(begin, 8), two) for begin in cut)
+    yield Part("after less than their program: least total variation", least, ">=", 0.1)
+    yield Part("evidence of a string that begins no program", math.exp(countable.log_evidence("1011")), "<=", 0.0)
+
+
+def _product(growth: str) -> ProductMixture:
+    priors = [programs.as_prior(named) for named in programs.EXAMPLES.values()]
+    return ProductMixture(tuple(priors), (1 / len(priors),) * len(priors), growth)
+
+
+def _e5(_: Results) -> Iterator[Part]:
+    def variation(growth, horizon, *lengths):  # median over 32 prompts drawn from the target's product
+        return np.median(errors_of_samples(_product(growth), 0, horizon, lengths, prompts=32).total, axis=1)
+
+    for growth, length in (("linear", 496), ("doubling", 510)):
+        before, after = variation(growth, 8, 0, length)
+        yield Part(f"segments {growth}, two coins, 8 flips, no prompt: total variation", float(before), ">=", 0.1)
+        yield Part(f"segments {growth}: the same after {length} tokens", float(after), "<=", 0.01)
+    near, far, farther = (float(variation("linear", horizon, 253)[0]) for horizon in (23, 24, 64))
+    yield Part("after 253 tokens, to the segment's end (23): total variation", near, "<=", 0.01)
+    yield Part("one flip beyond the segment's end", far, ">=", 0.1)
+    yield Part("64 flips", farther, ">=", far)
+
+
+def _e6(_: Results) -> Iterator[Part]:
+    machine = StandIn(tuple(programs.EXAMPLES.values()), max_bits=15, growth="linear")
+    bits = []
+    for instructions in (".+", ".+.", "+.?>", ".+?+>"):
+        cost = -machine.log_evidence(loop_prints(instructions, 64)) / math.log(2)
+        bits.append(cost - 2 - len(loop_code(instructions)))
+    yield Part("computable sequences, 64 tokens: bits of log-loss beyond the program's", max(bits), "<=", 0.0)
+    none, long = np.median(distances_after_samples(machine, 0, 8, [0, 1275]), axis=1)
+    yield Part("two coins, 8 flips, no prompt: total variation", float(none), ">=", 0.1)
+    yield Part("the same after 1275 tokens drawn from the target's product", float(long), "<=", 0.01)
+    ratios = []
+    for named in programs.EXAMPLES.values():
+        after, before = (machine.futures(prompt, 8) for prompt in (programs.encode(named), ""))
+        ratios.append(countable.total_variation(after, named) / countable.total_variation(before, named))
+    yield Part("eight priors, by their program: largest total variation, relative to no prompt", max(ratios), "<=", 0.5)
+
+
 def _e7(_: Results) -> Iterator[Part]:
     beliefs = {
         Prior.points((0.1, 0.5, 0.8), (0.5, 0.3, 0.2)): entropy.discrete_entropy,
@@ -113,6 +168,9 @@ CLAIMS: dict[str, Claim] = {
     "E1": ("With a Beta prior the posterior variance vanishes for every sequence.", "exact", _e1),
     "E2": ("A log-concave prior keeps one peak: no prompt makes a mixture of two coins.", "exact", _e2),
     "E3": ("A prior of two points, or with a gap, keeps two peaks at k = n/2.", "exact", _e3),
+    "E4": ("In a mixture over programs, a program is a prompt that gives its target exactly.", "exact", _e4),
+    "E5": ("In a product mixture, prompts of growing segments approach the target up to a horizon.", "exact", _e5),
+    "E6": ("In a small stand-in for a universal mixture, both kinds of prompts work.", "exact", _e6),
     "E7": ("On average prompts narrow a belief; atypical prompts widen it.", "exact", _e7),
     "E9": ("For one coin in the support, long enough hard prompts become optimal (Eq. 8-9).", "exact", _e9),
 }
