@@ -32,8 +32,8 @@ def overview(store: Store, scale: str = "paper") -> Figure:
 
 def curves_and_bars(store: Store, experiment: str, scale: str = "paper") -> Figure:
     """Draw regret curves of the Transformer, and bars at n = 50 and 200 of both networks (Figures 1 and 3)."""
-    groups, layout = _both(store, experiment, scale), [["curves", "t0", "t1"], ["curves", "l0", "l1"]]
-    figure, axes = plt.subplot_mosaic(layout, width_ratios=[1.25, 1, 1], figsize=(13, 7.6))
+    groups, layout = _both(store, experiment, scale), [["curves", "curves"], ["t0", "t1"], ["l0", "l1"]]
+    figure, axes = plt.subplot_mosaic(layout, height_ratios=[1.2, 1, 1], figsize=(8.4, 12))
     regret_curves(groups["transformer"], axes["curves"]).set_title("Transformer")
     for name, group in groups.items():
         _titled_bars(group, [axes[name[0] + "0"], axes[name[0] + "1"]], NETWORKS[name])
@@ -43,7 +43,7 @@ def curves_and_bars(store: Store, experiment: str, scale: str = "paper") -> Figu
 def curves_and_losses(store: Store, experiment: str, scale: str = "paper") -> Figure:
     """Draw regret curves and tuning losses of both networks (Figures A5, A6, A8 and A9)."""
     groups = _both(store, experiment, scale)
-    figure, rows = plt.subplots(2, 2, figsize=(12, 8.4))
+    figure, rows = plt.subplots(2, 2, figsize=(9.6, 8.4))
     for column, (name, group) in enumerate(groups.items()):
         regret_curves(group, rows[0, column]).set_title(NETWORKS[name])
         tuning_loss(group, rows[1, column])
@@ -53,7 +53,7 @@ def curves_and_losses(store: Store, experiment: str, scale: str = "paper") -> Fi
 def bars(store: Store, rows: dict[str, tuple[str, str]], scale: str = "paper") -> Figure:
     """Draw bars at n = 50 and 200, a row for each title: (experiment, architecture) (Figures 4 and A10)."""
     groups = {title: stored(store, name, experiment, scale) for title, (experiment, name) in rows.items()}
-    figure, axes = plt.subplots(len(groups), 2, figsize=(10, 3.9 * len(groups)), squeeze=False)
+    figure, axes = plt.subplots(len(groups), 2, figsize=(8.4, 3.9 * len(groups)), squeeze=False)
     for row, (title, group) in zip(axes, groups.items(), strict=True):
         _titled_bars(group, row, title)
     return add_provenance(figure, *groups.values())
@@ -65,7 +65,7 @@ def _both(store, experiment, scale):
 
 def _titled_bars(group, axes, title):
     for ax in regret_bars(group, axes=axes):
-        ax.set_title(f"{title}, {ax.get_title()}")
+        ax.set_title(f"{title}, {ax.get_title()}", pad=12)  # above the number on a bar that ends there
 
 
 _UNTRAINED = {

@@ -44,7 +44,7 @@ Networks = Mapping[str, Network | None]
 
 
 def load_ordered(store: Store, architecture: str, scale: str = "paper", network: str = "Pretrained") -> Network | None:
-    """Return the network that random coins trained, with its states' order (those of claim G15); None if missing."""
+    """Return a base network ("Pretrained" or "Untrained") with its states' order, as claim G15 has it, or None."""
     cell = Cell("pretraining", architecture, network, scale)
     if (found := load_network(cell, store)) is None:
         return None
