@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from bayesprompt import cli
 from bayesprompt.cells import Cell, cells, load_cell
+from bayesprompt.claims.judging import Part
 from bayesprompt.figures import PAPER_FIGURES
 from bayesprompt.running import run_cell
 from bayesprompt.store import Store
@@ -105,7 +106,7 @@ def test_claims_as_json_says_what_was_measured(command):
 
 
 def test_a_failed_claim_is_exit_code_1(command, monkeypatch):
-    part = cli.claims_.Part("made up", 2.0, "<=", 1.0)
+    part = Part("made up", 2.0, "<=", 1.0)
     monkeypatch.setattr(cli.claims_, "CLAIMS", {"X1": ("Made up.", "exact", lambda results: iter([part]))})
     code, out, _ = command("claims")
     assert code == 1 and "fails" in out
