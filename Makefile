@@ -15,7 +15,7 @@ export REPOSITORY ?=
 help:
 	@echo 'make book        build the book and print the address of its first page'
 	@echo 'make test        all tests: units, chapters, built pages in a browser'
-	@echo 'make check       lint and unit tests with shapes checked: under 2 minutes'
+	@echo 'make check       lint and unit tests with shapes checked: about 4 minutes'
 	@echo 'make figures     the figures of the papers as PNG and PDF, in build/figures'
 	@echo 'make bench       how fast it is here, in 5 minutes; THUNNINI=PATH adds ratios to a checkout of the public code'
 	@echo 'make test-colab  the package in a second environment with the versions that Google Colab has'
