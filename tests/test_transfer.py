@@ -64,8 +64,7 @@ def test_at_home_a_prefix_has_the_regret_of_its_cell(store):
     np.testing.assert_allclose(found.untuned.sel(network=0), stored["NoTuning"][0], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("seeds", "n"), [((0, 1), 7), ((1, 0), 20)])
-@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+@pytest.mark.parametrize(("architecture", "seeds", "n"), [("lstm", (1, 0), 20), ("transformer", (0, 1), 7)])
 def test_every_network_reads_the_same_rows(store, architecture, seeds, n):
     """A plain network over [start, prefix, tokens], losses summed by hand, on the first seed's sequences."""
     found = transfer_regret(store, architecture, "SoftPT", scale="smoke", seeds=seeds, n=n)
