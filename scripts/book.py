@@ -79,6 +79,7 @@ def nbmake(names: list[str]) -> set[str]:
     options = ["--overwrite", "--nbmake-timeout=900", "-n2", f"--rootdir={ROOT}", f"--junitxml={report}"]
     with tempfile.TemporaryDirectory() as cache:  # the book shows the shipped results, not those of whoever builds it
         environment = {**os.environ, "IPYTHONDIR": str(BUILD / "ipython"), "BAYESPROMPT_CACHE": cache}
+        environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # two chapters at a time would fight over the cores
         run("pytest", "--nbmake", *options, *(str(EXECUTED / name) for name in names), env=environment)
     cases = ElementTree.parse(report).iter("testcase") if report.exists() else []
     passed = {case.get("classname") for case in cases if not len(case)}

@@ -103,8 +103,8 @@ MESSAGES = {
     "method = FullWT: must be one of HardPT, SimplexPT, RealPT, SoftPT": {"method": "FullWT"},
     "seeds = (0,): at least two, all different": {"seeds": (0,)},
     "seeds = (0, 1, 0): at least two, all different": {"seeds": (0, 1, 0)},
-    "n = 0: an integer >= 1": {"n": 0},
-    "n = 21: at most 20, the length of the evaluation sequences": {"n": 21},
+    "n = 0: an integer from 1 to 20": {"n": 0},
+    "n = 21: an integer from 1 to 20": {"n": 21},
 }
 
 

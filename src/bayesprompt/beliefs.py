@@ -9,7 +9,8 @@ from jaxtyping import Float
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit, rel_entr
 
-from bayesprompt.regret import check_at_least, check_coins, outcomes, regret_after
+from bayesprompt.checks import check_integer
+from bayesprompt.regret import check_coins, outcomes, regret_after
 from bayesprompt.sources import BetaCoins, Exchangeable
 
 # Where a + b is this large, a predictor is as good as a known coin: searches stop here.
@@ -70,7 +71,7 @@ def best_beta(target: Exchangeable, length: int, strength: float | int | None = 
     ValueError for other than coins, length < 1 or strength < 0.
     """
     check_coins(target=target)
-    check_at_least("length", length, 1)
+    check_integer("length", length, 1)
     given = (*outcomes(target, length), target.mean_entropy())
 
     def curve(a, b):

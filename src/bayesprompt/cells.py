@@ -19,10 +19,11 @@ from bayesprompt.experiments import (
     SCALES,
     SWEEPS,
     SWEPT,
+    Sample,
 )
 from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, Transformer, make_predictor
 from bayesprompt.prefixes import MAX_HARD_PREFIXES
-from bayesprompt.sources import Sample, Source, to_config
+from bayesprompt.sources import Source, to_config
 from bayesprompt.store import (
     LOG,
     RefusedFileError,
@@ -54,7 +55,7 @@ def methods_of(experiment: str, architecture: str) -> tuple[str, ...]:
     """Return the methods that exist for one experiment and architecture ("bayes": the exact predictors)."""
     spec = EXPERIMENTS[experiment]
     if spec.base is None:
-        return NETWORKS[: 2 if experiment == "pretraining" else 1] if architecture != "bayes" else ()
+        return spec.methods if architecture != "bayes" else ()
     if architecture == "bayes":
         return tuple(m for m in BAYES_METHODS if m in spec.methods)
     impossible = {"LoRAWT"} if architecture == "lstm" else set()

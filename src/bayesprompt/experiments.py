@@ -1,9 +1,12 @@
 """The experiments as data: targets, networks, scales. What is computed of each, and how it is named, is in `cells`."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bayesprompt.fitting import FitConfig
 from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Markov, Source
@@ -34,6 +37,24 @@ SCALES = {
 }
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "seed"], meta_fields=["size"])
+@dataclass(frozen=True)
+class Sample:
+    """`size` sequences of a source, drawn once from `seed`: each batch is drawn from these, with replacement."""
+
+    source: Source
+    seed: Int[np.ndarray | Array, ""] | int
+    size: int
+
+    def sample(
+        self, key: PRNGKeyArray, batch: int, length: int
+    ) -> tuple[Int[Array, "{batch} {length}"], Float[Array, "{batch} K"] | None]:
+        """Draw `batch` of the kept sequences, and the latent of each."""
+        kept = self.source.sample(jax.random.key(self.seed), self.size, length)
+        chosen = jax.random.randint(key, (batch,), 0, self.size)
+        return jax.tree.map(lambda x: x[chosen], kept)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A target, the networks tuned to it, what the paper's figure of it is called, and the chapter that shows it."""
@@ -46,7 +67,7 @@ class Experiment:
     network: str = "Pretrained"
     prefix_length: int = 6
     tuning_sequences: int | None = None  # K in Eq. 7; None draws new sequences at every step
-    methods: tuple[str, ...] = (*BAYES_METHODS, *NETWORK_METHODS)  # those of them that exist
+    methods: tuple[str, ...] = (*BAYES_METHODS, *NETWORK_METHODS)  # those of them that exist; or which NETWORKS
     # Sizes of the networks that this experiment makes: the embedding, if not as wide as the rest, and times as wide.
     embed_dim: int | None = None
     wider: int = 1
@@ -61,7 +82,7 @@ STICKY = Markov((0.5, 0.5), ((0.9, 0.1), (0.1, 0.9)))
 EXPERIMENTS = {
     "pretraining": Experiment(
         "Networks trained on random coins, or not at all", "Eq. 6", "foundations/in_context_learning", RANDOM_COINS,
-        None,
+        None, methods=NETWORKS,
     ),
     "single-coin": Experiment(
         "Random coins to a single coin", "Figures 1, 2 and A5", "prompting/single_coin", Coin(0.2)
@@ -87,7 +108,7 @@ EXPERIMENTS = {
     ),
     "pretraining-embedding-4": Experiment(
         "Networks with embeddings of width 4", "Ablation (conference version)", "prompting/ablations", RANDOM_COINS,
-        None, embed_dim=4,
+        None, embed_dim=4, methods=("Pretrained",),
     ),
     "single-coin-embedding-4": Experiment(
         "A single coin with embeddings of width 4", "Ablation (conference version)", "prompting/ablations", Coin(0.2),
@@ -95,7 +116,7 @@ EXPERIMENTS = {
     ),
     "pretraining-large": Experiment(
         "Networks twice as wide, of two layers", "Ablation (conference version)", "prompting/ablations", RANDOM_COINS,
-        None, wider=2, num_layers=2,
+        None, wider=2, num_layers=2, methods=("Pretrained",),
     ),
     "single-coin-large": Experiment(
         "A single coin with larger networks", "Ablation (conference version)", "prompting/ablations", Coin(0.2),

@@ -65,7 +65,7 @@ def _both(store, experiment, scale):
 
 def _titled_bars(group, axes, title):
     for ax in regret_bars(group, axes=axes):
-        ax.set_title(f"{title}, {ax.get_title()}", pad=12)  # above the number on a bar that ends there
+        ax.set_title(f"{title}, {ax.get_title()}")
 
 
 _UNTRAINED = {

@@ -58,6 +58,7 @@ def use_style() -> None:
             "font.size": 10.5,
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "axes.titlepad": 12,  # above the number on a bar that ends at the top
             "lines.linewidth": 2,
         }
     )

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import gammaln, xlogy
 
-from bayesprompt.sources import Counts, Exchangeable, check_counts, check_tokens
+from bayesprompt.checks import Counts, check_counts, check_integer, check_tokens
+from bayesprompt.sources import Exchangeable
 
 LogProbs = Float[np.ndarray | Array, "B N K"]
 Tokens = Int[np.ndarray | Array, "B N"]
@@ -81,7 +82,7 @@ def exact_regret(
     the predictor rules out what may happen. Memory grows as length ** 2. Raises ValueError for other than coins.
     """
     check_coins(predictor=predictor, target=target)
-    check_at_least("length", length, 1)
+    check_integer("length", length, 1)
     prompt = check_counts(prompt_counts, 2, "prompt_counts")
     return regret_after(predictor, prompt, *outcomes(target, length), target.mean_entropy())
 
@@ -95,7 +96,7 @@ def exact_stderr(
     coins, and for a target whose coins are not finitely many.
     """
     check_coins(predictor=predictor, target=target)
-    check_at_least("n", n, 1)
+    check_integer("n", n, 1)
     if not hasattr(target, "components"):
         raise ValueError(f"target = {target}: one of finitely many coins")
     prompt, heads = check_counts(prompt_counts, 2, "prompt_counts"), np.arange(n + 1)
@@ -116,8 +117,8 @@ def best_hard_prompt(predictor: Exchangeable, target: Exchangeable, prefix_lengt
     Of prompts within 1e-9 nats of the best, the one with fewest heads. Raises ValueError as `exact_regret` does.
     """
     check_coins(predictor=predictor, target=target)
-    check_at_least("prefix_length", prefix_length, 0)
-    check_at_least("length", length, 1)
+    check_integer("prefix_length", prefix_length, 0)
+    check_integer("length", length, 1)
     given = (*outcomes(target, length), target.mean_entropy())
     prompts = [(heads, prefix_length - heads) for heads in range(prefix_length + 1)]
     found = [HardPrompt(prompt, regret_after(predictor, np.asarray(prompt), *given)) for prompt in prompts]
@@ -151,9 +152,3 @@ def check_coins(**sources: Any) -> None:
     for name, source in sources.items():
         if not isinstance(source, Exchangeable) or source.num_tokens != 2:
             raise ValueError(f"{name} = {source}: an exchangeable source of 2 tokens")
-
-
-def check_at_least(name: str, value: Any, least: int) -> None:
-    """Raise ValueError unless `value` is an integer >= least."""
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} = {value}: an integer >= {least}")

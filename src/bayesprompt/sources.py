@@ -6,22 +6,21 @@ Letters in shapes: N length, K tokens in the alphabet, C components of a mixture
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import digamma, entr, gammaln, xlogy
+
+from bayesprompt.checks import Counts, Tokens, check_counts, check_integer, check_tokens
 
 # Parameters as one may write them. A source stores floats and tuples of floats (inside jit and vmap: tracers).
 Number = float | int | np.number | Array
 Vector = Sequence[Number] | np.ndarray | Array
 Matrix = Sequence[Vector] | np.ndarray | Array
-Tokens = Int[np.ndarray | Array, "*batch N"]
-Counts = Num[np.ndarray | Array, "*batch K"] | Sequence[int | float]  # (3, 1): three heads and one tail
 Evidence = Float[np.ndarray, "*batch"] | np.floating
 
 _PROBABILITY = "in [0, 1]", lambda v: ((v >= 0) & (v <= 1)).all()
@@ -60,7 +59,8 @@ class Exchangeable(Source):
         self, key: PRNGKeyArray, batch: int, length: int
     ) -> tuple[Int[Array, "{batch} {length}"], Float[Array, "{batch} K"]]:
         """Draw `batch` sequences of `length` tokens, and the latent: token probabilities that each was drawn from."""
-        _check_sizes(batch, length)
+        check_integer("batch", batch, 1)
+        check_integer("length", length, 1)
         latent_key, token_key = jax.random.split(key)
         latent = self._sample_latent(latent_key, batch)
         return _choose(jax.random.uniform(token_key, (batch, length)), latent[:, None, :]), latent
@@ -201,7 +201,8 @@ class Markov(Source):
 
     def sample(self, key: PRNGKeyArray, batch: int, length: int) -> tuple[Int[Array, "{batch} {length}"], None]:
         """Draw `batch` sequences of `length` tokens. The latent is None: the chain is known."""
-        _check_sizes(batch, length)
+        check_integer("batch", batch, 1)
+        check_integer("length", length, 1)
         initial, transition = (jnp.asarray(probs, jnp.float32) for probs in (self.initial, self.transition))
 
         def step(probs, uniform):
@@ -219,25 +220,6 @@ class Markov(Source):
     def oracle_log_probs(self, tokens: Tokens, latent: None = None) -> Float[np.ndarray, "*batch N K"]:
         """The same: nothing about the chain is hidden."""
         return self.bayes_log_probs(tokens)
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "seed"], meta_fields=["size"])
-@dataclass(frozen=True)
-class Sample:
-    """`size` sequences of a source, drawn once from `seed`: each batch is drawn from these, with replacement."""
-
-    source: Source
-    seed: Int[np.ndarray | Array, ""] | int
-    size: int
-
-    def sample(
-        self, key: PRNGKeyArray, batch: int, length: int
-    ) -> tuple[Int[Array, "{batch} {length}"], Float[Array, "{batch} K"] | None]:
-        """Draw `batch` of the kept sequences, and the latent of each."""
-        _check_sizes(batch, length)
-        kept = self.source.sample(jax.random.key(self.seed), self.size, length)
-        chosen = jax.random.randint(key, (batch,), 0, self.size)
-        return jax.tree.map(lambda x: x[chosen], kept)
 
 
 SOURCES = (Coin, CoinMixture, BetaCoins, Categorical, CategoricalMixture, DirichletCategorical, Markov)
@@ -277,34 +259,8 @@ def from_config(config: dict) -> Source:
     return cls(**values)
 
 
-def check_tokens(tokens: Tokens, num_tokens: int) -> Int[np.ndarray, "*batch N"]:
-    """Return `tokens` as a NumPy array; ValueError unless all are integers in the alphabet."""
-    tokens = np.asarray(tokens)
-    wrong = (tokens < 0) | (tokens >= num_tokens) | (tokens.dtype.kind not in "iu")
-    if wrong.any():
-        raise ValueError(f"tokens = {tokens[wrong][0]}: integers from 0 to {num_tokens - 1}")
-    return tokens
-
-
-def check_counts(counts: Counts, num_tokens: int, name: str = "counts") -> Float[np.ndarray, "*batch K"]:
-    """Return `counts` as float64; ValueError unless they are finite, >= 0 and have K entries on the last axis."""
-    counts = np.asarray(counts, np.float64)
-    if counts.shape[-1:] != (num_tokens,):
-        raise ValueError(f"{name} = array of shape {counts.shape}: {num_tokens} entries on the last axis")
-    wrong = ~((counts >= 0) & (counts < np.inf))
-    if wrong.any():
-        raise ValueError(f"{name} = {counts[wrong][0]}: finite numbers >= 0")
-    return counts
-
-
 def _tuples(values):
     return tuple(map(_tuples, values)) if isinstance(values, list) else values
-
-
-def _check_sizes(batch: int, length: int) -> None:
-    for name, value in (("batch", batch), ("length", length)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} = {value}: an integer >= 1")
 
 
 def _choose(uniform, probs):

@@ -6,9 +6,10 @@ import numpy as np
 import xarray as xr
 
 from bayesprompt.cells import Cell, evaluation_data, load_cell, load_network
+from bayesprompt.checks import check_integer
 from bayesprompt.experiments import EXPERIMENTS
 from bayesprompt.prefixes import NO_PREFIX, Prefix
-from bayesprompt.regret import check_at_least, cumulative_regret
+from bayesprompt.regret import cumulative_regret
 from bayesprompt.running import predict_all
 from bayesprompt.store import Store
 from bayesprompt.tuners import PREFIX_METHODS
@@ -39,9 +40,7 @@ def transfer_regret(
     if None in networks or any(dataset is None for dataset in tuned):
         return None
     tokens, latent = evaluation_data(made[0])
-    check_at_least("n", n, 1)
-    if n > tokens.shape[1]:
-        raise ValueError(f"n = {n}: at most {tokens.shape[1]}, the length of the evaluation sequences")
+    check_integer("n", n, 1, tokens.shape[1])
     tokens = tokens[:, :n]  # no prediction depends on what comes after it
     oracle = EXPERIMENTS[experiment].target.oracle_log_probs(tokens, latent)
 

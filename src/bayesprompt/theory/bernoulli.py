@@ -17,19 +17,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import xlog1py, xlogy
 
-from bayesprompt.regret import check_at_least
+from bayesprompt.checks import Counts, Tokens, check_counts, check_integer, check_tokens
 from bayesprompt.sources import (
     BetaCoins,
     Coin,
     CoinMixture,
-    Counts,
     Evidence,
     Exchangeable,
     Number,
-    Tokens,
     Vector,
-    check_counts,
-    check_tokens,
 )
 from bayesprompt.theory.truncated_beta import moments, quantile
 
@@ -239,7 +235,7 @@ class Prior(Exchangeable):
 
 def oscillating_flips(length: int, low: Number, high: Number) -> Int[np.ndarray, " N"]:
     """Tokens whose frequency of heads never settles: heads until it is at `high`, tails until at `low`, and so on."""
-    check_at_least("length", length, 1)
+    check_integer("length", length, 1)
     if not 0 < low < high < 1:
         raise ValueError(f"low, high = {low}, {high}: 0 < low < high < 1")
     tokens, heads, token = np.zeros(length, np.int64), 0, 0

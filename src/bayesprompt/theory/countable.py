@@ -10,13 +10,13 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from bayesprompt.checks import check_integer
 from bayesprompt.theory.bernoulli import Prior
 from bayesprompt.theory.programs import (
     NamedPrior,
     Tokens,
     as_bits,
     as_prior,
-    check_integer,
     decode,
     fault,
     marginal,

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import entr, gammaln
 
-from bayesprompt.regret import check_at_least
-from bayesprompt.sources import Counts, Evidence, Exchangeable, Number, Tokens, check_counts, check_tokens
+from bayesprompt.checks import Counts, Tokens, check_counts, check_integer, check_tokens
+from bayesprompt.sources import Evidence, Exchangeable, Number
 from bayesprompt.theory.bernoulli import NOTHING, Prior
 from bayesprompt.theory.truncated_beta import moments, quadrature
 
@@ -66,7 +66,7 @@ def _split(prior):
 
 def grid_entropy(prior: Prior, cells: int, counts: Counts = NOTHING) -> Evidence:
     """Discrete entropy of the answer to: in which of so many equal `cells` of [0, 1] does theta lie? For any belief."""
-    check_at_least("cells", cells, 1)
+    check_integer("cells", cells, 1)
     edges = np.linspace(0, 1, cells + 1)
     stops = [*np.nextafter(edges[1:-1], 0), 1.0]  # a point on an edge belongs to the right
     return sum(entr(prior.probability(low, high, counts)) for low, high in zip(edges[:-1], stops, strict=True))
@@ -74,7 +74,7 @@ def grid_entropy(prior: Prior, cells: int, counts: Counts = NOTHING) -> Evidence
 
 def future_entropy(prior: Exchangeable, horizon: int, counts: Counts = NOTHING) -> Evidence:
     """H(next `horizon` flips | `counts`), the sequence's entropy; of any exchangeable source of two tokens."""
-    check_at_least("horizon", horizon, 1)
+    check_integer("horizon", horizon, 1)
     heads, counts = np.arange(horizon + 1), check_counts(counts, 2)
     future = np.stack([heads, horizon - heads], axis=-1)
     log_orders = gammaln(horizon + 1) - gammaln(future + 1).sum(-1)
@@ -91,7 +91,7 @@ def entropy_along(prior: Prior, tokens: Tokens, entropy: Entropy) -> Float[np.nd
 
 def prompts(prior: Exchangeable, length: int) -> tuple[Float[np.ndarray, "M 2"], Float[np.ndarray, " M"]]:
     """Counts of all prompts of `length` flips that the belief itself may draw, and their probabilities."""
-    check_at_least("length", length, 0)
+    check_integer("length", length, 0)
     heads = np.arange(length + 1)
     counts = np.stack([heads, length - heads], axis=-1).astype(np.float64)
     log_probs = gammaln(length + 1) - gammaln(counts + 1).sum(-1) + prior.log_evidence(counts)

@@ -16,6 +16,7 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Integer
 
+from bayesprompt.checks import check_integer
 from bayesprompt.theory.bernoulli import Prior
 
 Tokens = str | Sequence[int] | Integer[np.ndarray, " N"]  # "0110", [0, 1, 1, 0] or an array
@@ -24,14 +25,6 @@ INTEGER_BITS = 64  # integers end at 2 ** 64 - 1; what this takes from KRAFT lie
 MAX_TOKENS = 2**14  # flips are exponents of fractions, so these have a million digits at most
 MAX_NESTED = 100  # priors within priors
 MAX_LISTED_BITS = 16  # a list of programs may go on so far after what is given: some two thousand programs
-
-
-def check_integer(name: str, value: int, least: int, most: int | None = None) -> None:
-    """Raise ValueError unless `value` is an integer from `least` (to `most`)."""
-    allowed = f">= {least}" if most is None else f"from {least} to {most}"
-    right = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not right or value < least or (most is not None and value > most):
-        raise ValueError(f"{name} = {value}: an integer {allowed}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from bayesprompt.regret import check_at_least
+from bayesprompt.checks import check_integer
 from bayesprompt.theory.bernoulli import Prior
 from bayesprompt.theory.truncated_beta import logs, quadrature
 
@@ -57,7 +57,7 @@ def count_modes(prior: Prior, length: int) -> Int[np.ndarray, "S S"]:
 
     S = length + 1. 0 where the prior rules the prefix out, -1 where h + t > length.
     """
-    check_at_least("length", length, 0)
+    check_integer("length", length, 0)
     found = np.full((length + 1, length + 1), -1)
     for heads, tails in [(h, t) for h in range(length + 1) for t in range(length + 1 - h)]:
         possible = prior.log_evidence((heads, tails)) > -np.inf

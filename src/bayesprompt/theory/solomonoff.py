@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import xlogy
 
+from bayesprompt.checks import check_integer
 from bayesprompt.theory import countable
 from bayesprompt.theory.product import ProductMixture, counts_of
 from bayesprompt.theory.programs import (
@@ -31,7 +32,6 @@ from bayesprompt.theory.programs import (
     Tokens,
     as_bits,
     as_prior,
-    check_integer,
     decode,
     encode,
     gamma,
