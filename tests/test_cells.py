@@ -57,7 +57,7 @@ PREPARE = """
 import jax, reference
 jax.jit = reference.quick_jit
 from bayesprompt import fitting, running, tuners
-fitting.MAX_CHUNK = 5
+fitting.FitConfig.max_chunk = 5
 for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
     setattr(module, name, reference.quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
 """
@@ -67,7 +67,7 @@ for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_part
 def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", quick_jit)
-        patch.setattr(fitting, "MAX_CHUNK", 5)
+        patch.setattr(fitting.FitConfig, "max_chunk", 5)
         for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
             patch.setattr(module, name, quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
         compiled_loop.cache_clear()

@@ -35,7 +35,7 @@ def quick():
     """Compile quickly, four steps at a time, and keep the compiled programs for all tests of this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", quick_jit)
-        patch.setattr(fitting, "MAX_CHUNK", 4)
+        patch.setattr(fitting.FitConfig, "max_chunk", 4)
         compiled_loop.cache_clear()
         yield
         compiled_loop.cache_clear()

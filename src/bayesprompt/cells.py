@@ -21,6 +21,8 @@ from bayesprompt.experiments import (
     SWEPT,
     Sample,
 )
+from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, DigitExperiment, digit_config, sizes_at
+from bayesprompt.mechanism.gpt import GPT, make_gpt
 from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, Transformer, make_predictor
 from bayesprompt.prefixes import MAX_HARD_PREFIXES
 from bayesprompt.sources import Source, to_config
@@ -34,6 +36,9 @@ from bayesprompt.store import (
     write_atomically,
 )
 from bayesprompt.tuners import METHODS, PREFIX_METHODS, make_tuner
+
+ALL = EXPERIMENTS | DIGIT_EXPERIMENTS
+ARCHITECTURES = ("bayes", "lstm", "transformer", "gpt")
 
 
 class Cell(NamedTuple):
@@ -53,7 +58,9 @@ class Cell(NamedTuple):
 
 def methods_of(experiment: str, architecture: str) -> tuple[str, ...]:
     """Return the methods that exist for one experiment and architecture ("bayes": the exact predictors)."""
-    spec = EXPERIMENTS[experiment]
+    spec = ALL[experiment]
+    if isinstance(spec, DigitExperiment) or architecture == "gpt":
+        return spec.methods if isinstance(spec, DigitExperiment) and architecture == "gpt" else ()
     if spec.base is None:
         return spec.methods if architecture != "bayes" else ()
     if architecture == "bayes":
@@ -75,21 +82,21 @@ def cells(
 
     Raises ValueError for an unknown name or a match of none.
     """
-    _check_choice("experiment", experiment, (*EXPERIMENTS, *SWEEPS))
-    _check_choice("architecture", architecture, ("bayes", "lstm", "transformer"))
-    _check_choice("method", method, (*BAYES_METHODS, *NETWORK_METHODS, *NETWORKS))
+    _check_choice("experiment", experiment, (*ALL, *SWEEPS))
+    _check_choice("architecture", architecture, ARCHITECTURES)
+    _check_choice("method", method, (*BAYES_METHODS, *NETWORK_METHODS, "PrefixTuning", *NETWORKS))
     _check_choice("scale", scale, SCALES)
     if not 0 <= seed < 2**32:  # JAX reads 32 bits: a larger seed would repeat a smaller one's numbers
         raise ValueError(f"seed = {seed}: must lie in 0..{2**32 - 1}")
     if experiment in SWEEPS:
         names = SWEEPS[experiment].experiments.values()
     else:
-        names = [experiment] if experiment else [e for e, spec in EXPERIMENTS.items() if spec.figures != SWEPT]
+        names = [experiment] if experiment else [e for e, spec in ALL.items() if spec.figures != SWEPT]
     swept = SWEEPS[experiment].methods if experiment in SWEEPS else None
     found = [
         Cell(e, a, m, scale, seed)
         for e in names
-        for a in ("bayes", "lstm", "transformer")
+        for a in ARCHITECTURES
         if architecture in (a, None)
         for m in methods_of(e, a)
         if method in (m, None) and (swept is None or m in swept)
@@ -108,7 +115,9 @@ def _check_choice(argument: str, value: str | None, allowed: Any) -> None:
 
 def architecture_of(cell: Cell) -> Architecture:
     """Return the network's sizes at the cell's scale."""
-    spec = EXPERIMENTS[EXPERIMENTS[cell.experiment].base or cell.experiment]
+    if isinstance(spec := ALL[cell.experiment], DigitExperiment):
+        return sizes_at(spec, cell.scale)
+    spec = EXPERIMENTS[spec.base or cell.experiment]
     width = SCALES[cell.scale].width * spec.wider
     embed = spec.embed_dim or width
     if cell.architecture == "lstm":
@@ -116,15 +125,21 @@ def architecture_of(cell: Cell) -> Architecture:
     return Transformer(2, embed, math.gcd(4, embed), spec.num_layers, 4 * width)
 
 
+def predictor_of(cell: Cell) -> Predictor:
+    """Return the network's predictor at the cell's scale."""
+    sizes = architecture_of(cell)
+    return make_gpt(sizes) if isinstance(sizes, GPT) else make_predictor(sizes)
+
+
 def network_cell(cell: Cell) -> Cell:
     """Return the cell of the base network that this cell tunes."""
-    spec = EXPERIMENTS[cell.experiment]
+    spec = ALL[cell.experiment]
     return Cell(spec.base, cell.architecture, spec.network, cell.scale, cell.seed)
 
 
 def makes_network(cell: Cell) -> bool:
     """Tell whether the cell is a base network, not a result of tuning one."""
-    return EXPERIMENTS[cell.experiment].base is None
+    return ALL[cell.experiment].base is None
 
 
 def needs_network(cell: Cell) -> bool:
@@ -134,6 +149,8 @@ def needs_network(cell: Cell) -> bool:
 
 def cell_config(cell: Cell, network_hash: str | None = None) -> dict[str, Any]:
     """Return everything that decides a cell's numbers, as JSON values."""
+    if isinstance(spec := ALL[cell.experiment], DigitExperiment):
+        return cell._asdict() | digit_config(spec, cell.method, cell.scale, network_hash)
     scale, experiment = SCALES[cell.scale], EXPERIMENTS[cell.experiment]
     config = {
         **cell._asdict(),
@@ -162,6 +179,8 @@ def cell_config(cell: Cell, network_hash: str | None = None) -> dict[str, Any]:
 
 def repetitions_of(cell: Cell) -> int:
     """Return the number of repetitions: one for whatever involves no drawn start and no drawn tuning data."""
+    if isinstance(spec := ALL[cell.experiment], DigitExperiment):  # one for each task that is tuned to
+        return len(spec.tasks) if spec.base else 1
     single = (*BAYES_METHODS, "NoTuning", "HardPT")
     return 1 if cell.method in single else SCALES[cell.scale].repetitions
 
@@ -208,7 +227,7 @@ def load_cell(cell: Cell, store: Store) -> xr.Dataset | None:
 def load_network(cell: Cell, store: Store) -> tuple[Predictor, Params] | None:
     """Return the base network of a cell (or the network that the cell is) if its arrays are intact, or None."""
     cell = cell if makes_network(cell) else network_cell(cell)
-    dataset, predictor = load_cell(cell, store), make_predictor(architecture_of(cell))
+    dataset, predictor = load_cell(cell, store), predictor_of(cell)
     if dataset is None:
         return None
     shapes = jax.eval_shape(predictor.init, jax.random.key(0))
@@ -232,7 +251,7 @@ def merge_cells(folder: Path, store: Store) -> list[tuple[str, str]]:
     Refused is a file that is damaged, that is no cell of this version, or whose base network is not the store's own.
     """
     other, outcomes = Store(folder, shipped=None), []
-    for path in sorted(folder.glob("*.nc"), key=lambda p: (not p.name.startswith("pretraining"), p.name)):
+    for path in sorted(folder.glob("*.nc"), key=lambda p: ("pretraining" not in p.name, p.name)):
         try:
             cell = _cell_of(path.stem)
             outcomes.append((path.stem, _merge_cell(cell, path, other, store)))

@@ -10,11 +10,13 @@ from typing import Annotated
 
 import jax
 import typer
+import xarray as xr
 from tqdm import tqdm
 
 import bayesprompt
 from bayesprompt import claims as claims_
 from bayesprompt.cells import (
+    ALL,
     Cell,
     cell_config,
     cells,
@@ -25,7 +27,7 @@ from bayesprompt.cells import (
     repetitions_of,
 )
 from bayesprompt.devices import keep_compiled
-from bayesprompt.experiments import EXPERIMENTS, SCALES, SWEEPS, SWEPT
+from bayesprompt.experiments import SCALES, SWEEPS, SWEPT
 from bayesprompt.figures import PAPER_FIGURES, paper_figure
 from bayesprompt.running import run_cell
 from bayesprompt.store import RefusedFileError, Store, device, make_folder, read_dataset
@@ -33,10 +35,10 @@ from bayesprompt.store import RefusedFileError, Store, device, make_folder, read
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ScaleOption = Annotated[str, typer.Option("--scale", help="smoke, quick or paper")]
-ArchitectureOption = Annotated[str | None, typer.Option("--architecture", help="bayes, lstm or transformer")]
+ArchitectureOption = Annotated[str | None, typer.Option("--architecture", help="bayes, lstm, transformer or gpt")]
 MethodOption = Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")]
 SeedOption = Annotated[int, typer.Option("--seed", help="another seed is another set of cells")]
-CHOICES = [*(name for name, experiment in EXPERIMENTS.items() if experiment.figures != SWEPT), *SWEEPS]
+CHOICES = [*(name for name, experiment in ALL.items() if experiment.figures != SWEPT), *SWEEPS]
 ExperimentArgument = Annotated[str | None, typer.Argument(help="an experiment or a sweep: " + ", ".join(CHOICES))]
 
 
@@ -65,9 +67,14 @@ def run(
             start = bar.n
             dataset = run_cell(cell, store, _advance(bar, start, repetitions_of(cell)))
             bar.update(start + steps[cell] - bar.n)
-            last = int(dataset.n[-1])
-            median = float(dataset.regret.sel(n=last).median())
-            bar.write(f"{cell.name}: R({last}) = {median:.3f} nats, {dataset.attrs['seconds']:.0f} s", file=sys.stdout)
+            bar.write(f"{cell.name}: {_result(dataset)}, {dataset.attrs['seconds']:.0f} s", file=sys.stdout)
+
+
+def _result(dataset: xr.Dataset) -> str:
+    if "accuracy" in dataset:
+        return f"best accuracies {', '.join(f'{best:.1%}' for best in dataset.accuracy.values.max(axis=1))}"
+    last = int(dataset.n[-1])
+    return f"R({last}) = {float(dataset.regret.sel(n=last).median()):.3f} nats"
 
 
 def _advance(bar: tqdm, start: int, repetitions: int) -> Callable[[int, float], None]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,6 @@ from bayesprompt.tuners import Tuner
 
 # How often each compiled loop was traced, by (method-independent) name; a test reads it.
 TRACES: Counter[str] = Counter()
-
-# Most steps between two looks from the host (progress, checkpoint, finite-loss check).
-MAX_CHUNK = 25
 
 
 class DivergedError(ValueError):
@@ -48,8 +45,56 @@ class FitConfig:
     def __post_init__(self) -> None:
         """Raise ValueError for settings that are not positive."""
         for name, value in vars(self).items():
-            if not value > 0:
+            if not isinstance(value, bool) and not value > 0:
                 raise ValueError(f"{name} = {value}: must be > 0")
+
+    # Most steps between two looks from the host (progress, checkpoint, finite-loss check).
+    max_chunk: ClassVar[int] = 25
+    # Whether the network draws dropout masks.
+    dropout: ClassVar[bool] = False
+
+    def make_optimizer(self) -> optax.GradientTransformation:
+        """Return the optimiser of one repetition."""
+        return optax.chain(optax.clip_by_global_norm(self.clip), optax.adam(self.learning_rate))
+
+    def loss(self, losses: Float[Array, "B n"]) -> Float[Array, ""]:
+        """Return the sum over sequences, in nats a sequence, of the losses of n predicted tokens."""
+        return losses.sum()
+
+
+@dataclass(frozen=True)
+class AdamWConfig(FitConfig):
+    """AdamW as minGPT's family uses it: moments (0.9, 0.95), losses in nats a token, weight decay where it belongs.
+
+    Decayed is what is learned, but no bias, no LayerNorm, no embedding. `clip_each`: each array's gradient is clipped
+    by its own norm instead of all by theirs together. `dropout`: the network draws masks.
+    """
+
+    max_chunk: ClassVar[int] = 250
+    weight_decay: float = 0.1
+    clip_each: bool = False
+    dropout: bool = False
+
+    def make_optimizer(self) -> optax.GradientTransformation:
+        """Return the optimiser of one repetition."""
+        clip = clip_each(self.clip) if self.clip_each else optax.clip_by_global_norm(self.clip)
+        adamw = optax.adamw(self.learning_rate, 0.9, 0.95, weight_decay=self.weight_decay, mask=_decays)
+        return optax.chain(clip, adamw)
+
+    def loss(self, losses: Float[Array, "B n"]) -> Float[Array, ""]:
+        """Return the sum over sequences of the mean loss of n predicted tokens."""
+        return losses.mean(axis=1).sum()
+
+
+def clip_each(largest: float) -> optax.GradientTransformation:
+    """Clip each array's gradient by its own norm."""
+    clip = optax.clip_by_global_norm(largest)
+    return optax.stateless(lambda grad, _: jax.tree.map(lambda g: clip.update(g, clip.init(g))[0], grad))
+
+
+def _decays(phi: Any) -> Any:
+    kept = {"bias", "scale", "tokens", "positions"}
+    return jax.tree_util.tree_map_with_path(lambda path, _: not path or getattr(path[-1], "key", None) not in kept, phi)
 
 
 class Fit(NamedTuple):
@@ -69,20 +114,25 @@ def fit(
     repetitions: int = 1,
     checkpoint: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
+    sources: bool = False,
 ) -> Fit:
     """Minimise the expected cumulative log-loss on `source` over the tuner's phi (Eq. 5 and 7), R repetitions at once.
 
     Repetition r starts from and draws its data with fold_in(key, r). With `checkpoint` (a file, on a disk that all
     hosts see), the run continues where it was killed, with identical numbers on one CPU machine; the caller deletes the
     file. A damaged checkpoint is kept under another name, and the run starts anew. `progress(step, loss)` is called
-    between chunks. Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
+    between chunks. With `sources`, leaves of `source` have a leading axis: a source for each repetition.
+    Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
     """
     mesh = make_mesh(repetitions, config.batch)
-    run, start = compiled_loop(predictor, tuner, config, mesh)
+    run, start = compiled_loop(predictor, tuner, config, mesh, sources)
     side_by_side, everywhere = NamedSharding(mesh, SHARED_OUT), NamedSharding(mesh, WHOLE)
     indices = np.arange(padded(repetitions, mesh.shape["repetition"]))
     keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)), out_shardings=side_by_side)(key, indices)
-    base, source = jax.device_put(jax.device_get(jax.tree.map(jnp.asarray, (base, source))), everywhere)
+    base, source = jax.device_get(jax.tree.map(jnp.asarray, (base, source)))
+    if sources:
+        source = jax.tree.map(lambda x: np.resize(x, (len(indices), *x.shape[1:])), source)
+    base, source = jax.device_put(base, everywhere), jax.device_put(source, side_by_side if sources else everywhere)
     carry = start(base, keys)
     loss = np.zeros((repetitions, 0), np.float32)
     if checkpoint is not None and checkpoint.exists():
@@ -117,20 +167,22 @@ def fit(
 
 
 @functools.lru_cache
-def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig, mesh: Mesh) -> tuple[Callable, Callable]:
+def compiled_loop(
+    predictor: Predictor, tuner: Tuner, config: FitConfig, mesh: Mesh, sources: bool = False
+) -> tuple[Callable, Callable]:
     """Return (run, start): jitted functions shared by all sources, base parameters and keys.
 
     start(base, keys) -> carry; run(base, source, carry, keys, done) -> carry, losses of one more chunk of steps.
     """
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.learning_rate))
-    chunk = max(d for d in range(1, MAX_CHUNK + 1) if config.steps % d == 0)
+    optimizer = config.make_optimizer()
+    chunk = max(d for d in range(1, config.max_chunk + 1) if config.steps % d == 0)
     share = config.batch // mesh.shape["batch"]
     part = part_size(share, predictor.architecture.sequences_in_cache)
 
-    def loss_and_grad(base, phi, tokens):
+    def loss_and_grad(base, phi, tokens, masks):
         def prepare(phi):
             params, prefix = tuner.inject(base, phi)
-            return params, predictor.prompt(params, prefix, config.length)
+            return params, predictor.prompt(params, prefix, config.length, **masks.get("prompt", {}))
 
         # The prompt is read once for all parts of the batch; its gradient is summed over them and pulled back once.
         # What phi cannot reach (frozen weights, say) is kept apart, so that no gradient is computed for it.
@@ -145,37 +197,54 @@ def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig, mesh: M
 
         moving, pull_back, frozen = jax.vjp(split, phi, has_aux=True)
 
-        def part_loss(moving, tokens):
+        def part_loss(moving, tokens, mask):
             leaves = (iter(frozen), iter(moving))
             params, state = jax.tree.unflatten(shape, [next(leaves[r]) for r in reached])
-            return log_loss(predictor.predict(params, state, tokens), tokens).sum() / config.batch
+            log_probs = predictor.predict(params, state, tokens, **mask)
+            # A network may predict the last tokens only, and read the others.
+            return config.loss(log_loss(log_probs, tokens[:, -log_probs.shape[1] :])) / config.batch
 
-        def add_part(total, tokens):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(part_loss)(moving, tokens)), None
+        def add_part(total, part):
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(part_loss)(moving, *part)), None
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), moving))
-        (loss, grad), _ = jax.lax.scan(add_part, zeros, tokens.reshape(-1, part, config.length))
+        parts = (tokens.reshape(-1, part, config.length), masks.get("parts", {}))
+        (loss, grad), _ = jax.lax.scan(add_part, zeros, parts)
         return loss, pull_back(grad)[0]
+
+    def draw_masks(key, column):
+        # What the prompt leaves behind has one mask, the same on every device; each part of the batch has its own.
+        if not config.dropout:
+            return {}
+        places = 1 + column * (share // part) + jnp.arange(share // part)
+        parts = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+        return {"prompt": {"key": jax.random.fold_in(key, 0)}, "parts": {"key": parts}}
 
     def run_one(base, source, carry, key, done):
         def step(carry, step):
             phi, moments = carry
             # Every device draws the whole batch, so that the data do not depend on their number, and reads its share.
             tokens, _ = source.sample(jax.random.fold_in(jax.random.fold_in(key, 1), step), config.batch, config.length)
-            tokens = jax.lax.dynamic_slice_in_dim(tokens, jax.lax.axis_index("batch") * share, share)
-            loss, grad = jax.lax.psum(loss_and_grad(base, phi, tokens), "batch")
-            updates, moments = optimizer.update(grad, moments)
+            column = jax.lax.axis_index("batch")
+            tokens = jax.lax.dynamic_slice_in_dim(tokens, column * share, share)
+            masks = draw_masks(jax.random.fold_in(jax.random.fold_in(key, 2), step), column)
+            loss, grad = jax.lax.psum(loss_and_grad(base, phi, tokens, masks), "batch")
+            updates, moments = optimizer.update(grad, moments, phi)
             return (optax.apply_updates(phi, updates), moments), loss
 
         return jax.lax.scan(step, carry, done + jnp.arange(chunk))
 
     def run(base, source, carry, keys, done):
         TRACES["run"] += 1
-        one = functools.partial(run_one, base, source, done=done)
+
+        def one(own, carry, key):
+            return run_one(base, own if sources else source, carry, key, done)
+
+        own = source if sources else {}
         # One repetition after the other keeps the CPU's cache; a GPU wants them side by side.
         if jax.default_backend() == "cpu":
-            return jax.lax.map(lambda x: one(*x), (carry, keys))
-        return jax.vmap(one)(carry, keys)
+            return jax.lax.map(lambda x: one(*x), (own, carry, keys))
+        return jax.vmap(one)(own, carry, keys)
 
     def start(base, keys):
         def start_one(key):
@@ -184,7 +253,7 @@ def compiled_loop(predictor: Predictor, tuner: Tuner, config: FitConfig, mesh: M
 
         return jax.vmap(start_one)(keys)
 
-    run = spread(run, mesh, WHOLE, WHOLE, SHARED_OUT, SHARED_OUT, WHOLE)
+    run = spread(run, mesh, WHOLE, SHARED_OUT if sources else WHOLE, SHARED_OUT, SHARED_OUT, WHOLE)
     return jax.jit(run, donate_argnums=2), jax.jit(spread(start, mesh, WHOLE, SHARED_OUT))
 
 

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 State = Any
 
 
-def check_sizes(architecture: Any) -> None:
-    """Raise ValueError for a size below 1 (num_tokens: 2)."""
+def check_sizes(architecture: Any, but: tuple[str, ...] = ()) -> None:
+    """Raise ValueError for a size below 1 (num_tokens: 2), other fields apart."""
     for name, value in vars(architecture).items():
         low = 2 if name == "num_tokens" else 1
-        if value < low:
+        if name not in but and value < low:
             raise ValueError(f"{name} = {value}: must be >= {low}")
 
 

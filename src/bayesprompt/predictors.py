@@ -7,7 +7,7 @@ all that a prompt can change.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -20,15 +20,28 @@ from bayesprompt.prefixes import NO_PREFIX, Prefix
 from bayesprompt.transformer import Transformer, TransformerTorso
 
 Params = dict[str, Any]
-Architecture = Transformer | LSTM
+
+
+@runtime_checkable
+class Architecture(Protocol):
+    """Sizes of a network, as the loop and the tuners read them."""
+
+    num_tokens: int
+    embed_dim: int
+    num_layers: int
+    sequences_in_cache: int
+
+    def token_flops(self, length: int) -> int:
+        """Return the nominal floating-point operations of one token's matrix products, forward, at this length."""
+        ...
 
 
 class Predictor(NamedTuple):
-    """A sequential predictor pi_theta as pure functions; row n of its output predicts token n from x_<n.
+    """A sequential predictor pi_theta as pure functions; each row of its output predicts a token from those before it.
 
     init(key) -> params: nested dict with "embedding", "torso" and "unembedding".
     prompt(params, prefix, length) -> state: the model after the start vector and the prefix, ready for `length` tokens.
-    predict(params, state, tokens (B, N)) -> log-probabilities (B, N, K), nats.
+    predict(params, state, tokens (B, N)) -> log-probabilities (B, N, K), nats; or of the last n tokens (B, n, K).
     """
 
     init: Callable[[Array], Params]
@@ -36,13 +49,13 @@ class Predictor(NamedTuple):
     predict: Callable[[Params, State, Array], Array]
     architecture: Architecture
 
-    def apply(self, params: Params, tokens: Int[Array, "B N"], prefix: Prefix = NO_PREFIX) -> Float[Array, "B N K"]:
-        """Return log pi(x_n = . | s_1:L, x_<n) in nats for n = 1..N (Eq. 7's summands)."""
+    def apply(self, params: Params, tokens: Int[Array, "B N"], prefix: Prefix = NO_PREFIX) -> Float[Array, "B n K"]:
+        """Return log pi(x_n = . | s_1:L, x_<n) in nats for n = 1..N, or the last ones (Eq. 7's summands)."""
         return self.predict(params, self.prompt(params, prefix, tokens.shape[1]), tokens)
 
 
 @functools.lru_cache
-def make_predictor(architecture: Architecture) -> Predictor:
+def make_predictor(architecture: Transformer | LSTM) -> Predictor:
     """Return the predictor of this architecture; the same object for equal sizes, so compiled programs are shared."""
     network = Network(architecture)
     return Predictor(
@@ -61,7 +74,7 @@ def log_loss(log_probs: Float[Array, "B N K"], tokens: Int[Array, "B N"]) -> Flo
 class Network(nn.Module):
     """Embedding -> torso -> unembedding."""
 
-    architecture: Architecture
+    architecture: Transformer | LSTM
 
     def setup(self) -> None:
         """Create the three parts; their names are the top-level keys of the parameters."""

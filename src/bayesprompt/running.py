@@ -27,6 +27,8 @@ from bayesprompt.cells import (
 from bayesprompt.devices import part_size
 from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS, SCALES
 from bayesprompt.fitting import fit
+from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.running import compute_digits
 from bayesprompt.predictors import Params, Predictor, make_predictor
 from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
 from bayesprompt.regret import cumulative_regret, excess_log_loss, log_loss
@@ -49,7 +51,13 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
         if found is not None and (not makes_network(cell) or load_network(cell, store)):
             return found
         began = time.monotonic()
-        if makes_network(cell):
+        if cell.experiment in DIGIT_EXPERIMENTS:
+            base = None if makes_network(cell) else load_network(cell, store)
+            config = cell_config(cell, base and tree_hash(base[1]))
+            dataset, arrays = compute_digits(cell, store, progress)
+            if arrays is not None:
+                store.save_arrays(cell.name, arrays)
+        elif makes_network(cell):
             config = cell_config(cell)
             dataset, params = _network(cell, store, progress)
             store.save_arrays(cell.name, params)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -120,13 +121,18 @@ def pick(choice: Float[Array, "B n K"], table: Float[Array, "n K *row"]) -> Floa
     return flat.reshape(*choice.shape[:2], *table.shape[2:])
 
 
-def attend(query: Array, key: Array, value: Array, memory: tuple[Array, Array]) -> Float[Array, "B n D"]:
-    """Causal softmax attention of (B, n, H, d) rows over themselves and over (S, H, d) shared rows before them."""
+def attend(
+    query: Array, key: Array, value: Array, memory: tuple[Array, Array], drop: Callable[[Array], Array] = lambda x: x
+) -> Float[Array, "B n D"]:
+    """Causal softmax attention of the last n of (B, m, H, d) rows over those and over (S, H, d) shared rows before.
+
+    `drop` sees the attention weights (B, H, n, S + m) before they are used.
+    """
     past_key, past_value = memory
-    size = query.shape[1]
+    n, m = query.shape[1], key.shape[1]
     own = jnp.einsum("bihd,bjhd->bhij", query, key)
-    own = jnp.where(jnp.tril(jnp.ones((size, size), bool)), own, -jnp.inf)
-    weights = jax.nn.softmax(jnp.concatenate([jnp.einsum("bihd,shd->bhis", query, past_key), own], axis=-1))
+    own = jnp.where(jnp.tri(n, m, m - n, dtype=bool), own, -jnp.inf)
+    weights = drop(jax.nn.softmax(jnp.concatenate([jnp.einsum("bihd,shd->bhis", query, past_key), own], axis=-1)))
     past, own = jnp.split(weights, [len(past_key)], axis=-1)
     mixed = jnp.einsum("bhis,shd->bihd", past, past_value) + jnp.einsum("bhij,bjhd->bihd", own, value)
     return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
-from bayesprompt.predictors import Architecture, Params, Predictor, Transformer, log_loss
+from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, log_loss
 from bayesprompt.prefixes import (
     NO_PREFIX,
     Prefix,
@@ -58,8 +58,16 @@ METHODS = (*PREFIX_METHODS, *WEIGHT_METHODS)
 
 
 @functools.lru_cache
-def make_tuner(method: str, architecture: Architecture, prefix_length: int = 6, rank: int = 4) -> Tuner:
-    """Return a gradient tuner (Section 4.1).
+def make_tuner(
+    method: str,
+    architecture: Architecture,
+    prefix_length: int = 6,
+    rank: int = 4,
+    beside: tuple[str, ...] = LORA_LAYERS,
+) -> Tuner:
+    """Return a gradient tuner (Section 4.1); PrefixTuning learns rows for every layer (Petrov et al. 2024, Eq. 5).
+
+    LoRAWT runs factors of this rank beside the dense layers `beside` of every block.
 
     Raises ValueError for an unknown method, LoRA on an LSTM, prefix_length < 1 or rank < 1.
     """
@@ -70,28 +78,35 @@ def make_tuner(method: str, architecture: Architecture, prefix_length: int = 6, 
             init=lambda key, base: random_hard_prefix(key, prefix_length, width),
             inject=lambda base, phi: (base, PREFIXES[method](phi)),
         )
+    if method == "PrefixTuning":
+        check_prefix_length(prefix_length)
+        shape = (architecture.num_layers, prefix_length, architecture.embed_dim)
+        return Tuner(
+            init=lambda key, base: jax.random.normal(key, shape),
+            inject=lambda base, phi: (base, Prefix(layers=phi)),
+        )
     if method in PARTS:
         return Tuner(
             init=lambda key, base: {part: base[part] for part in PARTS[method]},
             inject=lambda base, phi: ({**base, **phi}, NO_PREFIX),
         )
     if method == "LoRAWT":
-        if not isinstance(architecture, Transformer):
+        if isinstance(architecture, LSTM):
             raise ValueError("method = LoRAWT: needs architecture transformer, whose attention layers it runs beside")
         if rank < 1:
             raise ValueError(f"rank = {rank}: must be >= 1")
-        return Tuner(init=functools.partial(_lora_init, rank), inject=_lora_inject)
-    gradient_methods = ", ".join([*PREFIXES, *PARTS, "LoRAWT"])
+        return Tuner(init=functools.partial(_lora_init, rank, beside), inject=_lora_inject)
+    gradient_methods = ", ".join([*PREFIXES, *PARTS, "LoRAWT", "PrefixTuning"])
     raise ValueError(f"method = {method}: must be one of {gradient_methods} (HardPT is a search: hard_search)")
 
 
-def _lora_init(rank: int, key: Array, base: Params) -> Params:
+def _lora_init(rank: int, beside: tuple[str, ...], key: Array, base: Params) -> Params:
     """Start at W + A @ B with B = 0, so that nothing has changed yet (Hu et al. 2021)."""
     draw = jax.nn.initializers.lecun_normal()
     phi = {}
     for i, block in enumerate(base["torso"]):
-        keys = jax.random.split(jax.random.fold_in(key, i), len(LORA_LAYERS))
-        shapes = {name: base["torso"][block][name]["kernel"].shape for name in LORA_LAYERS}
+        keys = jax.random.split(jax.random.fold_in(key, i), len(beside))
+        shapes = {name: base["torso"][block][name]["kernel"].shape for name in beside}
         phi[block] = {
             name: {"A": draw(k, (rows, rank)), "B": jnp.zeros((rank, columns))}
             for k, (name, (rows, columns)) in zip(keys, shapes.items(), strict=True)
@@ -101,7 +116,10 @@ def _lora_init(rank: int, key: Array, base: Params) -> Params:
 
 def _lora_inject(base: Params, phi: Params) -> tuple[Params, Prefix]:
     torso = {
-        block: {**layers, **{n: {"kernel": layers[n]["kernel"] + f["A"] @ f["B"]} for n, f in phi[block].items()}}
+        block: {
+            **layers,
+            **{n: layers[n] | {"kernel": layers[n]["kernel"] + f["A"] @ f["B"]} for n, f in phi[block].items()},
+        }
         for block, layers in base["torso"].items()
     }
     return {**base, "torso": torso}, NO_PREFIX
