@@ -21,7 +21,7 @@ class Training(NamedTuple):
 
 
 class DigitScale(NamedTuple):
-    """How much is computed: a share of the paper's steps, at most so many, and how many held-out inputs judge answers."""
+    """How much is computed: a share of the paper's steps, at most so many, and how many inputs judge the answers."""
 
     share: float
     most: int
