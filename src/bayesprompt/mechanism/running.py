@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from bayesprompt.cells import Cell, cell_config, load_network, stream
+from bayesprompt.cells import Cell, cell_config, load_cell, load_network, stream
 from bayesprompt.fitting import fit
 from bayesprompt.mechanism.digits import SIZE, TASKS, Digits, answer, one_task
 from bayesprompt.mechanism.experiments import (
@@ -68,7 +68,7 @@ def tuner_of(experiment: DigitExperiment, method: str, architecture: GPT) -> Tun
 
 def load_tuned(cell: Cell, store: Store) -> list[tuple[Params, Prefix]] | None:
     """Return the tuned models of a stored cell, one for each of its tasks; None where something is missing."""
-    found, dataset = load_network(cell, store), store.load(cell.name)
+    found, dataset = load_network(cell, store), load_cell(cell, store)
     if found is None or dataset is None:
         return None
     predictor, base = found
@@ -83,6 +83,12 @@ def load_tuned(cell: Cell, store: Store) -> list[tuple[Params, Prefix]] | None:
         return None
     phi = load_arrays(path, like)
     return [tuner.inject(base, jax.tree.map(lambda x: x[0], phi))]
+
+
+def best_cell(experiment: str, method: str, store: Store) -> Cell | None:
+    """Return the cell of the highest scale that is stored (never smoke), or None."""
+    scales = (Cell(experiment, "gpt", method, scale) for scale in ("paper", "quick"))
+    return next((cell for cell in scales if load_cell(cell, store) is not None), None)
 
 
 def stretch(steps: int) -> int:
