@@ -1,29 +1,16 @@
-"""Claims of Petrov et al. (2024): P1 to P4 computed on the spot; P5, P6 and P14 on stored networks and prefixes."""
+"""Claims of Petrov et al. (2024) on what virtual tokens and prefixes can do: constructions, and Tables 1 to 3."""
 
 import itertools
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from bayesprompt.cells import Cell, evaluation_data, load_network
+from bayesprompt.claims import prefixes
 from bayesprompt.claims.judging import Claim, Part, Results
 from bayesprompt.mechanism import constructions
-from bayesprompt.mechanism.attention import (
-    attention,
-    bias_decomposition,
-    content_only,
-    layers_from_soft,
-    outputs,
-    read_block,
-    relative_content_attention,
-    soft_from_hard,
-    spectrum,
-)
 from bayesprompt.mechanism.constructions import generate
-from bayesprompt.prefixes import Prefix, hard_prefix
-
-RELATIVE = 1e-5  # float32, relative to the largest entry of the reference
+from bayesprompt.mechanism.digits import PRETRAINING_TASKS, TASKS
+from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
 
 
 def _all_rows(values: int, length: int) -> np.ndarray:
@@ -72,61 +59,51 @@ def _p4(_: Results) -> Iterator[Part]:
         yield Part(f"V = {V}: maps of two tokens missed, of {len(maps)}", float(missed), "<=", 0.0)
 
 
-def _coin_transformer(results: Results):
-    """The tuned soft prefixes of the single coin (R, L, D), their network, and 16 sequences of 50 flips; or None."""
-    cell = Cell("single-coin", "transformer", "SoftPT")
-    dataset = results.cell(*cell[:3])
-    found = load_network(cell, results.store) if dataset is not None else None
-    return None if found is None else (dataset.prefix.values, *found, evaluation_data(cell)[0][:16, :50])
+def _accuracy(results: Results, experiment: str, method: str, tuned: str | None, task: str) -> float | None:
+    """Return the share of held-out inputs answered as `task`, after tuning to `tuned` (None: the network itself)."""
+    dataset = results.cell(experiment, "gpt", method)
+    if dataset is None:
+        return None
+    row = 0 if tuned is None else DIGIT_EXPERIMENTS[experiment].tasks.index(tuned)
+    return float(dataset.accuracy[row, TASKS.index(task)])
 
 
-def _worst(found, reference) -> float:
-    return float(np.abs(found - reference).max() / np.abs(reference).max())
+def _p7(results: Results) -> Iterator[Part]:
+    asc, desc = "ascending", "descending"
+    for label, cell, task, relation, bound in (
+        ("pretrained, ascending", ("sorting-pretraining", "Pretrained", None), asc, ">=", 0.85),
+        ("fully tuned, descending", ("sorting", "FullWT", desc), desc, ">=", 0.75),
+        ("prefix, descending", ("sorting", "PrefixTuning", desc), desc, "<=", 0.01),
+    ):
+        yield Part(f"accuracy: {label}", _accuracy(results, *cell, task), relation, bound)
 
 
-def _p5(results: Results) -> Iterator[Part]:
-    error = None
-    if (given := _coin_transformer(results)) is not None:
-        prefixes, predictor, params, tokens = given
-        readings = [read_block(predictor, params, tokens, Prefix(embeddings=rows)) for rows in prefixes]
-        errors = [_worst(relative_content_attention(r), attention(content_only(r)).content) for r in readings]
-        error = max(errors)
-    yield Part("coin Transformer, every head: content attention with and without prefix", error, "<=", RELATIVE)
-    yield Part("trained GPTs", None, "<=", RELATIVE)
+def _p8(results: Results) -> Iterator[Part]:
+    for task in PRETRAINING_TASKS:
+        value = _accuracy(results, "eliciting-skills-pretraining", "Pretrained", None, task)
+        yield Part(f"accuracy: pretrained, {task}", value, ">=", 0.05)
+        yield Part(f"accuracy: pretrained, {task}", value, "<=", 0.45)
+    for tuned in PRETRAINING_TASKS:
+        found = [_accuracy(results, "eliciting-skills", "PrefixTuning", tuned, task) for task in PRETRAINING_TASKS]
+        own = PRETRAINING_TASKS.index(tuned)
+        others = None if None in found else max(found[:own] + found[own + 1 :])
+        yield Part(f"accuracy: prefix for {tuned}, on it", found[own], ">=", 0.8)
+        yield Part(f"accuracy: prefix for {tuned}, best of the others", others, "<=", 0.02)
 
 
-def _p6(results: Results) -> Iterator[Part]:
-    error = beyond = None
-    if (given := _coin_transformer(results)) is not None:
-        prefixes, predictor, params, tokens = given
-        error = beyond = 0.0
-        for rows in prefixes:
-            reading = read_block(predictor, params, tokens, Prefix(embeddings=rows))
-            whole, parts = outputs(reading), bias_decomposition(reading)
-            error = max(error, _worst(parts.bias + parts.kept, whole))
-            added = np.asarray(whole - parts.kept).swapaxes(0, 1)
-            values = spectrum(added.reshape(len(added), -1, added.shape[-1]))
-            beyond = max(beyond, float((values[:, len(rows)] / values[:, 0]).max()))
-    yield Part("coin Transformer, every head: outputs against bias and what is kept", error, "<=", RELATIVE)
-    yield Part("singular value n_S + 1 of the bias against the first", beyond, "<=", RELATIVE)
-    yield Part("trained GPTs", None, "<=", RELATIVE)
+def _p9(results: Results) -> Iterator[Part]:
+    for task in PRETRAINING_TASKS:
+        value = _accuracy(results, "longer-prefixes", "PrefixTuning", task, task)
+        yield Part(f"accuracy: prefix for {task}", value, ">=", 0.98)
+    for task, relation, bound in (("ascending + 1", ">=", 0.25), ("double histogram", "<=", 0.02)):
+        value = _accuracy(results, "longer-prefixes-new-tasks", "PrefixTuning", task, task)
+        yield Part(f"accuracy: prefix for {task}", value, relation, bound)
 
 
-def _p14(results: Results) -> Iterator[Part]:
-    soft = layers = None
-    if (given := _coin_transformer(results)) is not None:
-        prefixes, predictor, params, tokens = given
-        read, hard = jax.jit(predictor.apply), hard_prefix(np.array([0, 1, 1, 0, 1, 1]))
-        reference = read(params, tokens, hard)
-        soft = _worst(read(params, tokens, soft_from_hard(predictor, params, hard)), reference)
-        layers = 0.0
-        for rows in prefixes[:3]:
-            prefix = Prefix(embeddings=rows)
-            reference = read(params, tokens, prefix)
-            deep = layers_from_soft(predictor, params, prefix)
-            layers = max(layers, _worst(read(params, tokens, deep), reference))
-    yield Part("coin Transformer: a hard prompt as a soft one, log-probabilities", soft, "<=", RELATIVE)
-    yield Part("coin Transformer: trained soft prompts as prefixes in every layer", layers, "<=", RELATIVE)
+def _p10(results: Results) -> Iterator[Part]:
+    task = "double histogram"
+    yield Part("accuracy: LoRA of rank 1", _accuracy(results, "lora-control", "LoRAWT", task, task), ">=", 0.8)
+    yield Part("accuracy: prefix", _accuracy(results, "lora-control", "PrefixTuning", task, task), "<=", 0.02)
 
 
 CLAIMS: dict[str, Claim] = {
@@ -134,7 +111,9 @@ CLAIMS: dict[str, Claim] = {
     "P2": ("One virtual token realises any map of a token.", "exact", _p2),
     "P3": ("Several virtual tokens realise any map to sequences.", "exact", _p3),
     "P4": ("Two layers and V virtual tokens realise any map of two tokens.", "exact", _p4),
-    "P5": ("A prefix rescales content attention and never reorders it (Eq. 6).", "paper", _p5),
-    "P6": ("A prefix adds a bias of low rank to each head's output (Eq. 7).", "paper", _p6),
-    "P14": ("Any hard prompt is a soft prompt, any soft prompt is a prefix.", "paper", _p14),
+    "P7": ("One row cannot turn a sorter around (Table 1).", "paper", _p7),
+    "P8": ("One row elicits any of four skills (Table 2).", "paper", _p8),
+    "P9": ("Longer prefixes combine skills, and learn no new attention (Table 3).", "paper", _p9),
+    "P10": ("LoRA with as many parameters learns what a prefix cannot.", "paper", _p10),
 }
+CLAIMS |= prefixes.CLAIMS

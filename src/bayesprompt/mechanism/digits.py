@@ -31,10 +31,11 @@ Rows = Int[Array | np.ndarray, "*B 10"]
 class Digits:
     """A source of inputs with their answers, from one task or several.
 
-    weights: (6,) relative frequencies of TASKS, an array. held_out: draw the quarter of inputs that is not trained on.
+    weights: (6,) relative frequencies of TASKS, an array (with a leading axis: a source for each repetition of a fit).
+    held_out: draw the quarter of inputs that is not trained on.
     """
 
-    weights: Float[Array | np.ndarray, " tasks"]
+    weights: Float[Array | np.ndarray, "*sources tasks"]
     held_out: bool = False
 
     def sample(

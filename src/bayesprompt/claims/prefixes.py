@@ -1,0 +1,183 @@
+"""Claims of Petrov et al. (2024) on how a prefix acts inside stored networks: the attention algebra."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from bayesprompt.cells import Cell, evaluation_data, load_cell, load_network
+from bayesprompt.claims.judging import Claim, Part, Results
+from bayesprompt.mechanism.attention import (
+    Reading,
+    attention,
+    bias_decomposition,
+    content_only,
+    layers_from_soft,
+    outputs,
+    read_block,
+    relative_content_attention,
+    soft_from_hard,
+    spectrum,
+)
+from bayesprompt.mechanism.digits import SIZE, TASKS, answer
+from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, sizes_at
+from bayesprompt.mechanism.gpt import inspect
+from bayesprompt.mechanism.running import held_out_inputs, load_tuned
+from bayesprompt.mechanism.subspaces import (
+    bias_directions,
+    composed_heads,
+    composed_logits,
+    first_rows,
+    total_variation,
+)
+from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
+
+RELATIVE = 1e-5  # float32, relative to the largest entry of the reference
+_SCALE = "paper"
+
+
+def _coin_transformer(results: Results):
+    """The tuned soft prefixes of the single coin (R, L, D), their network, and 16 sequences of 50 flips; or None."""
+    cell = Cell("single-coin", "transformer", "SoftPT")
+    dataset = results.cell(*cell[:3])
+    found = load_network(cell, results.store) if dataset is not None else None
+    return None if found is None else (dataset.prefix.values, *found, evaluation_data(cell)[0][:16, :50])
+
+
+def _worst(found, reference) -> float:
+    return float(np.abs(found - reference).max() / np.abs(reference).max())
+
+
+# The experiments of Tables 1 to 3 whose prefixes must obey Eq. 6 and 7; that of Table 3 where it is stored.
+_PREFIXED = ("sorting", "eliciting-skills", "longer-prefixes")
+
+
+def _coin_readings(results: Results) -> Iterator[Reading] | None:
+    """What the coin Transformer reads behind each of its tuned soft prefixes, on 16 sequences of 50 flips; or None."""
+    if (given := _coin_transformer(results)) is None:
+        return None
+    prefixes, predictor, params, tokens = given
+    return (read_block(predictor, params, tokens, Prefix(embeddings=rows)) for rows in prefixes)
+
+
+def _digit_readings(results: Results, experiment: str) -> Iterator[Reading] | None:
+    """What each block reads behind each tuned prefix, on 16 held-out inputs and their answers; or None."""
+    if (found := _digit_models(results, experiment)) is None:
+        return None
+    sizes, models, tokens = found
+    each = zip(models, tokens, strict=True)
+    return (layer.reading for model, rows in each for layer in inspect(sizes, model[0], rows[:16], model[1]))
+
+
+def _digit_models(results: Results, experiment: str, method: str = "PrefixTuning"):
+    """Sizes; for each task (params, prefix), and 1000 held-out inputs with answers; None where something is missing."""
+    cell = Cell(experiment, "gpt", method, _SCALE)
+    if results.cell(*cell[:3]) is None or (models := load_tuned(cell, results.store)) is None:
+        return None
+    inputs = held_out_inputs(cell)[:1000]
+    tasks = [TASKS.index(task) for task in DIGIT_EXPERIMENTS[experiment].tasks]
+    tokens = [np.concatenate([inputs, answer(inputs, task)], axis=1) for task in tasks]
+    return sizes_at(DIGIT_EXPERIMENTS[experiment], _SCALE), models, tokens
+
+
+def _every_reading(results: Results) -> Iterator[tuple[str, Iterator[Reading] | None]]:
+    yield "coin Transformer", _coin_readings(results)
+    for experiment in _PREFIXED:
+        if experiment != "longer-prefixes" or load_cell(Cell(experiment, "gpt", "PrefixTuning", _SCALE), results.store):
+            yield experiment, _digit_readings(results, experiment)
+
+
+def _p5(results: Results) -> Iterator[Part]:
+    for name, readings in _every_reading(results):
+        error = None
+        if readings is not None:
+            error = max(
+                _worst(relative_content_attention(r), attention(content_only(r)).content)
+                for r in (jax.tree.map(np.asarray, reading) for reading in readings)
+            )
+        yield Part(f"{name}, every head: content attention with and without prefix", error, "<=", RELATIVE)
+
+
+def _p6(results: Results) -> Iterator[Part]:
+    for name, readings in _every_reading(results):
+        error = beyond = block = None
+        if readings is not None:
+            error = beyond = block = 0.0
+            for reading in (jax.tree.map(np.asarray, reading) for reading in readings):
+                whole, parts = outputs(reading), bias_decomposition(reading)
+                heads, size = reading.prefix_key.shape[1:-1]
+                error = max(error, _worst(parts.bias + parts.kept, whole))
+                beyond = max(beyond, _singular_value(whole - parts.kept, whole, size))
+                # The block's bias is a linear map of its heads' biases side by side.
+                beside = [np.concatenate(x.swapaxes(0, 1), axis=-1)[None] for x in (whole - parts.kept, whole)]
+                block = max(block, _singular_value(*(x.swapaxes(0, 1) for x in beside), heads * size))
+        yield Part(f"{name}, every head: outputs against bias and what is kept", error, "<=", RELATIVE)
+        yield Part(f"{name}, every head: singular value n_S + 1 of the bias", beyond, "<=", RELATIVE)
+        yield Part(f"{name}, block: singular value heads * n_S + 1", block, "<=", RELATIVE)
+
+
+def _singular_value(bias: np.ndarray, whole: np.ndarray, size: int) -> float:
+    """Return the largest singular value number size + 1 of (B, H, n, d) biases, relative to the outputs' norm."""
+    if size >= bias.shape[-1]:  # there are no more directions than that
+        return 0.0
+    rows = [x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[-1]) for x in (bias, whole)]
+    return float((spectrum(rows[0])[:, size] / np.linalg.norm(rows[1], 2, (1, 2))).max())
+
+
+def _p14(results: Results) -> Iterator[Part]:
+    soft = layers = None
+    if (given := _coin_transformer(results)) is not None:
+        prefixes, predictor, params, tokens = given
+        read, hard = jax.jit(predictor.apply), hard_prefix(np.array([0, 1, 1, 0, 1, 1]))
+        reference = read(params, tokens, hard)
+        soft = _worst(read(params, tokens, soft_from_hard(predictor, params, hard)), reference)
+        layers = 0.0
+        for rows in prefixes[:3]:
+            prefix = Prefix(embeddings=rows)
+            reference = read(params, tokens, prefix)
+            deep = layers_from_soft(predictor, params, prefix)
+            layers = max(layers, _worst(read(params, tokens, deep), reference))
+    yield Part("coin Transformer: a hard prompt as a soft one, log-probabilities", soft, "<=", RELATIVE)
+    yield Part("coin Transformer: trained soft prompts as prefixes in every layer", layers, "<=", RELATIVE)
+
+
+def _p11(results: Results) -> Iterator[Part]:
+    """Over the inputs at the last input's row, the median head of the layer and prefix where it is largest."""
+    largest, pads = None, DIGIT_EXPERIMENTS["longer-prefixes"].sizes.pads
+    if (found := _digit_models(results, "longer-prefixes")) is not None:
+        sizes, models, tokens = found
+        largest = max(
+            float(np.median(bias_directions(layer.reading, SIZE - 1)))
+            for (params, prefix), rows in zip(models, tokens, strict=True)
+            for layer in inspect(sizes, params, rows, prefix)
+        )
+    yield Part("participation ratio of a head's bias, median head, largest layer and prefix", largest, "<=", pads / 2)
+
+
+def _p12(results: Results) -> Iterator[Part]:
+    error, moved = None, [None, None]
+    if (found := _digit_models(results, "longer-prefixes")) is not None:
+        sizes, models, tokens = found
+        error, moves = 0.0, []
+        for (params, prefix), rows in zip(models, tokens, strict=True):
+            first, second = (composed_heads(sizes, params, layer) for layer in (0, 1))
+            x, s = first_rows(sizes, params, rows[:1], prefix)
+            for head in second:
+                terms, logits = composed_logits(first, head, x[0], s)
+                error = max(error, _worst(sum(terms), logits))
+            readings = [[layer.reading for layer in inspect(sizes, params, rows, p)] for p in (prefix, NO_PREFIX)]
+            content = [[relative_content_attention(r) for r in layers[:2]] for layers in jax.device_get(readings)]
+            moves.append([float(total_variation(*pair).mean()) for pair in zip(*content, strict=True)])
+        moved = np.mean(moves, axis=0).tolist()
+    yield Part("composed layers: four terms against the logits", error, "<=", RELATIVE)
+    yield Part("content attention moved in layer 1, mean total variation", moved[0], "<=", 1e-5)
+    yield Part("content attention moved in layer 2, mean total variation", moved[1], ">=", 0.05)
+
+
+CLAIMS: dict[str, Claim] = {
+    "P5": ("A prefix rescales content attention and never reorders it (Eq. 6).", "paper", _p5),
+    "P6": ("A prefix adds a bias of low rank to each head's output (Eq. 7).", "paper", _p6),
+    "P11": ("Longer prefixes do not use the directions that they have (Appendix B).", "paper", _p11),
+    "P12": ("A prefix changes attention in the next layer, not in the first (Appendix C).", "paper", _p12),
+    "P14": ("Any hard prompt is a soft prompt, any soft prompt is a prefix.", "paper", _p14),
+}
