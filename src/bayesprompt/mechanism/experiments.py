@@ -31,7 +31,7 @@ class DigitScale(NamedTuple):
     width: int | None = None  # for a small network: also at most two layers
 
 
-# At quick scale prefixes learn twenty times as fast, in a twentieth of the steps; else they would stay where they start.
+# At quick scale prefixes learn twenty times as fast, in fewer steps; else they would stay where they start.
 DIGIT_SCALES = {
     "smoke": DigitScale(0.0005, 20, 16, 64, width=16),
     "quick": DigitScale(0.05, 2000, 64, 800, prefix_rate=20.0),
