@@ -150,7 +150,7 @@ def test_simplex_rows_are_distributions_and_real_rows_anything(phi):
         (
             "HardPT",
             {},
-            r"method = HardPT: must be one of SimplexPT, .*LoRAWT \(HardPT is a search: hard_search\)",
+            r"method = HardPT: must be one of SimplexPT, .*LoRAWT, PrefixTuning \(HardPT is a search: hard_search\)",
         ),
         ("softpt", {}, "method = softpt: must be one of SimplexPT, "),
         ("SoftPT", {"prefix_length": 0}, "prefix_length = 0: must be a whole number >= 1"),
