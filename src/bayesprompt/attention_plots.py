@@ -186,7 +186,8 @@ def clusters(
         lines = np.stack([points, there, np.full_like(there, np.nan)], axis=1).reshape(-1, 2)
         right.plot(*lines.T, color=TASK_COLORS[task], linewidth=0.4, alpha=0.35)
         right.plot(*there.T, ".", color=TASK_COLORS[task], markersize=6)
-        right.annotate(task, there.mean(axis=0), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+        card = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": TASK_COLORS[task], "alpha": 0.9}
+        right.text(*there.mean(axis=0), task, ha="center", va="center", fontsize=8.5, bbox=card, zorder=4)
     right.set_title("under each task's prefix (grey: without)", fontsize=10)
     share = components.variance / components.variance.sum()
     for ax in axes:

@@ -79,12 +79,13 @@ def up_to(reading: Reading, row: int) -> Reading:
 
     Raises ValueError for a row outside 0..n-1.
     """
-    query, key, value, prefix_key, prefix_value = (np.asarray(part, np.float64) for part in reading)
-    n = query.shape[-2]
+    n = reading.query.shape[-2]
     if not 0 <= row < n:
         raise ValueError(f"row = {row}: must lie in 0..{n - 1}")
-    end = key.shape[-2] - n + row + 1
-    return Reading(query[..., row : row + 1, :], key[..., :end, :], value[..., :end, :], prefix_key, prefix_value)
+    end = reading.key.shape[-2] - n + row + 1
+    query, key, value = reading.query[..., row : row + 1, :], reading.key[..., :end, :], reading.value[..., :end, :]
+    parts = (query, key, value, reading.prefix_key, reading.prefix_value)
+    return Reading(*(np.asarray(part, np.float64) for part in parts))
 
 
 def composed_heads(architecture: GPT, params: Params, layer: int) -> tuple[Head, ...]:
