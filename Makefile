@@ -18,6 +18,7 @@ help:
 	@echo 'make check       lint and unit tests with shapes checked: about 4 minutes'
 	@echo 'make figures     the figures of the papers as PNG and PDF, in build/figures'
 	@echo 'make bench       how fast it is here, in 5 minutes; THUNNINI=PATH adds ratios to a checkout of the public code'
+	@echo '                 MINGPT=PATH TORCH=PYTHON likewise for the sorting experiments; TORCH is a Python that has torch'
 	@echo 'make test-colab  the package in a second environment with the versions that Google Colab has'
 	@echo 'make repository REPOSITORY=https://...  set the address that the book is published from'
 	@echo 'make clean       remove what was made, less the environments'
@@ -42,6 +43,8 @@ bench: .venv/installed
 	@$(if $(THUNNINI),$(BIN)/python $(PIP) --no-deps chex absl-py toolz,)
 	@for name in $(BENCHMARKS) $(if $(THUNNINI),hard_search,); do echo "== $$name"; \
 	  $(BIN)/python benchmarks/$$name.py --rounds 3 $(if $(THUNNINI),--thunnini $(THUNNINI),) $(BENCH) || exit 1; done
+	@echo '== sorting'; $(BIN)/python benchmarks/sorting.py --rounds 3 \
+	  $(if $(MINGPT),--mingpt $(MINGPT) --python $(or $(TORCH),$(BIN)/python),) $(BENCH)
 
 test-colab: .venv-colab/installed
 	.venv-colab/bin/python -m pytest -o addopts=-ra --noconftest tests/colab/smoke.py

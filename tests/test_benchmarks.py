@@ -49,6 +49,23 @@ def test_a_benchmark_prints_what_it_measured():
     assert "GFLOP/s in products" in last
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_the_sorting_experiments_prints_each_case():
+    done = run("sorting", "--cases", "sorting-pretraining", "--steps", "1", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    row, last = done.stdout.splitlines()
+    assert row.startswith("sorting-pretraining") and " ms " in row and "of peak" in row and "ratio" not in row
+    assert "GFLOP/s in products" in last
+
+
+def test_a_wrong_folder_of_the_sorting_experiments_code_is_one_line_and_exit_code_2():
+    done = run("sorting", "--mingpt", "/nowhere")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "argument --mingpt: /nowhere: must be a folder with mingpt/trainer.py in it"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,4 +1,4 @@
-"""Pictures of attention on ten digits and their answer, and of what a prefix does to it (Petrov et al., Figures 1-4).
+"""Pictures of attention on ten digits and their answer, and of what a prefix does to it (Petrov et al., Figures 1-3).
 
 A reading has 19 content rows: the input's ten digits, and nine digits of the answer. The last input row and those after
 it write the answer. Pads stand in the prefix's place where there is none.
@@ -18,7 +18,6 @@ from matplotlib.image import AxesImage
 
 from bayesprompt.cells import Cell, load_cell
 from bayesprompt.mechanism.attention import Reading, attention, relative_content_attention
-from bayesprompt.mechanism.constructions import tangents
 from bayesprompt.mechanism.digits import PRETRAINING_TASKS, SIZE, TASKS, answer
 from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, sizes_at
 from bayesprompt.mechanism.gpt import GPT, decode, inspect
@@ -162,11 +161,11 @@ def completed_tasks(
 
 
 def clusters(
-    axes: Sequence[Axes],
+    axes: Sequence[Axes] | np.ndarray,
     before: Float[np.ndarray, "B D"],
     completed: Int[np.ndarray, " B"],
     after: Mapping[str, Float[np.ndarray, "B D"]],
-) -> Sequence[Axes]:
+) -> Sequence[Axes] | np.ndarray:
     """Draw outputs in the plane of the first two components of all of them (Figure 3).
 
     Left, `before`: without a prefix, coloured by the task that the answer solves. Right, `after`: under each task's
@@ -236,20 +235,6 @@ def prefix_clusters(store: Store, of: str, scale: str = "paper") -> Figure:
     completed = completed_tasks(tuned.sizes, base, inputs, tasks)
     clusters(axes, block_outputs(tuned.sizes, base, inputs), completed, after)
     return add_provenance(figure, [tuned.dataset])
-
-
-def tangent_lines(_store: Store, of: int, _scale: str = "paper") -> Figure:
-    """Draw the last layer of the constructions for V = `of`: a tangent of the parabola for each token (Figure 4)."""
-    M, b, _ = tangents(of)
-    x, codes = np.linspace(0, 1, 201), np.arange(of) / of
-    figure, ax = plt.subplots(figsize=(7, 3.6))
-    ax.plot(x, (x - 0.5) ** 2, color="black", linewidth=3, alpha=0.25)
-    for u, line in enumerate((x[:, None] @ M.T + b).T):
-        ax.plot(x, line, color=plt.cm.viridis(u / of), linewidth=1.2)
-        ax.annotate(str(u), (codes[u], (codes[u] - 0.5) ** 2), (0, 6), textcoords="offset points", ha="center")
-    ax.plot(codes, (codes - 0.5) ** 2, "k.", markersize=6, zorder=3)
-    ax.set(xlim=(-0.03, 1), ylim=(-0.12, 0.3), xlabel="input x of the last layer", ylabel="confidence")
-    return figure
 
 
 def say_missing(ax: Axes) -> None:

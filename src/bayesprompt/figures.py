@@ -1,11 +1,14 @@
-"""Every figure of Genewein et al. (2025) from the stored results, and the README's picture."""
+"""The figures of Genewein et al. (2025) and of Petrov et al. (2024), from the stored results; the README's picture."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
+from bayesprompt.attention_plots import prefix_clusters, skill_maps, sorter_maps
+from bayesprompt.mechanism.constructions import tangents
 from bayesprompt.plotting import (
     add_provenance,
     common_top,
@@ -17,6 +20,7 @@ from bayesprompt.plotting import (
 )
 from bayesprompt.state_plots import states_under_prefixes, structure_and_prefixes
 from bayesprompt.store import Store
+from bayesprompt.subspace_plots import prefix_ranges
 
 NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
 
@@ -57,6 +61,20 @@ def bars(store: Store, rows: dict[str, tuple[str, str]], scale: str = "paper") -
     for row, (title, group) in zip(axes, groups.items(), strict=True):
         _titled_bars(group, row, title)
     return add_provenance(figure, *groups.values())
+
+
+def tangent_lines(_store: Store, V: int, _scale: str = "paper") -> Figure:
+    """Draw the last layer of the constructions: a tangent of the parabola for each of V tokens (Petrov's Figure 4)."""
+    M, b, _ = tangents(V)
+    x, codes = np.linspace(0, 1, 201), np.arange(V) / V
+    figure, ax = plt.subplots(figsize=(7, 3.6))
+    ax.plot(x, (x - 0.5) ** 2, color="black", linewidth=3, alpha=0.25)
+    for u, line in enumerate((x[:, None] @ M.T + b).T):
+        ax.plot(x, line, color=plt.cm.viridis(u / V), linewidth=1.2)
+        ax.annotate(str(u), (codes[u], (codes[u] - 0.5) ** 2), (0, 6), textcoords="offset points", ha="center")
+    ax.plot(codes, (codes - 0.5) ** 2, "k.", markersize=6, zorder=3)
+    ax.set(xlim=(-0.03, 1), ylim=(-0.12, 0.3), xlabel="input x of the last layer", ylabel="confidence")
+    return figure
 
 
 def _both(store, experiment, scale):
@@ -125,6 +143,25 @@ PAPER_FIGURES = {
     ),
     "genewein2025-figure-A10": PaperFigure(
         "Regret with prefixes of 25 rows", "prompting/prefix_length", ("G10",), bars, _LONGER
+    ),
+    "petrov2024-figure-1": PaperFigure(
+        "Attention of a sorter: pretrained, fully tuned, prefix-tuned", "mechanism/sorting", ("P5", "P7"),
+        sorter_maps, "sorting",
+    ),
+    "petrov2024-figure-2": PaperFigure(
+        "Heads of a network with four skills", "mechanism/eliciting_skills", ("P8",),
+        skill_maps, "eliciting-skills-pretraining",
+    ),
+    "petrov2024-figure-3": PaperFigure(
+        "Attention block outputs under four prefixes", "mechanism/eliciting_skills", ("P6", "P8"),
+        prefix_clusters, "eliciting-skills",
+    ),
+    "petrov2024-figure-4": PaperFigure(
+        "Confidences that decode a number", "mechanism/virtual_tokens", ("P1", "P2", "P3", "P4"), tangent_lines, 10
+    ),
+    "petrov2024-figure-7": PaperFigure(
+        "Range of attention over a prefix of ten rows (a substitute for GPT-2)", "mechanism/longer_prefixes", ("P11",),
+        prefix_ranges, "longer-prefixes",
     ),
 }  # fmt: skip
 

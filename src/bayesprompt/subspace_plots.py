@@ -1,0 +1,90 @@
+"""Pictures of what a longer prefix's rows do: the range of attention on each (Figure 7), and where their biases lie."""
+
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bayesprompt.attention_plots import TASK_COLORS, Tuned, load_models, say_missing
+from bayesprompt.mechanism.attention import bias_decomposition
+from bayesprompt.mechanism.digits import SIZE
+from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.gpt import inspect
+from bayesprompt.mechanism.running import held_out_inputs
+from bayesprompt.mechanism.subspaces import participation_ratio, prefix_range, up_to
+from bayesprompt.plotting import add_provenance
+from bayesprompt.states import principal_components, project
+from bayesprompt.store import Store
+
+# Inputs that ranges and directions are taken over, as in claim P11 (quick scale has 800).
+INPUTS = 1000
+
+
+class LastInput(NamedTuple):
+    """What one layer's prefix does at the last input row, where the answer's first digit is chosen."""
+
+    ranges: Float[np.ndarray, "3 H S"]  # 1st, 50th and 99th percentile of the attention within the prefix
+    bias: Float[np.ndarray, "B H d"]
+
+    @property
+    def directions(self) -> Float[np.ndarray, " H"]:
+        """Participation ratio of each head's bias, centred."""
+        return np.array([participation_ratio(self.bias[:, head]) for head in range(self.bias.shape[1])])
+
+
+def at_last_input(tuned: Tuned, model: int) -> tuple[Int[np.ndarray, "B 10"], list[LastInput]]:
+    """Return up to 1000 held-out inputs, and what every layer's prefix does at their last digit, float64."""
+    inputs = held_out_inputs(tuned.cell)[:INPUTS]
+    params, prefix = tuned.models[model]
+    tokens = np.concatenate([inputs, np.zeros_like(inputs)], axis=1)  # that row does not see the answer
+    readings = (layer.reading for layer in inspect(tuned.sizes, params, tokens, prefix))
+    last = (up_to(reading, SIZE - 1) for reading in readings)
+    return inputs, [LastInput(prefix_range(r, 0), bias_decomposition(r).bias[:, :, 0]) for r in last]
+
+
+def range_bars(ax: Axes, ranges: Float[np.ndarray, "3 S"], color: str = "#d33a00") -> Axes:
+    """Draw one head's range of attention on each prefix row: a bar from the lowest to the highest, a line between."""
+    low, middle, high = ranges
+    places = np.arange(1, len(low) + 1)
+    ax.bar(places, high - low, bottom=low, width=0.7, color=color, alpha=0.45, linewidth=0)
+    ax.hlines(middle, places - 0.35, places + 0.35, color=color, linewidth=1.6)
+    ax.set(xlim=(0.3, len(low) + 0.7), ylim=(0, 1), xticks=places[::3])
+    return ax
+
+
+def prefix_ranges(store: Store, of: str, scale: str = "paper") -> Figure:
+    """Draw the range of attention on the rows of an experiment's first prefix, a panel a layer and head (Figure 7).
+
+    1st to 99th percentile over held-out inputs, at the last input row; attention within the prefix sums to 1.
+    """
+    experiment, tuned = DIGIT_EXPERIMENTS[of], load_models(of, "PrefixTuning", store, scale)
+    sizes = experiment.sizes if tuned is None else tuned.sizes
+    shape, width = (sizes.num_layers, sizes.num_heads), 9.0
+    figure, grid = plt.subplots(*shape, figsize=(width, 1.7 * shape[0]), sharex=True, sharey=True, squeeze=False)
+    if tuned is None:
+        for ax in grid.flat:
+            say_missing(ax)
+        return add_provenance(figure, [None])
+    found = at_last_input(tuned, 0)[1]
+    for (layer, head), ax in np.ndenumerate(grid):
+        range_bars(ax, found[layer].ranges[:, head], TASK_COLORS[experiment.tasks[0]])
+        ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8.5, pad=3)
+    for ax in grid[-1]:
+        ax.set_xlabel("prefix row")
+    figure.supylabel("attention within the prefix", fontsize=10)
+    return add_provenance(figure, [tuned.dataset])
+
+
+def bias_plane(ax: Axes, bias: Float[np.ndarray, "B d"], digits: Int[np.ndarray, " B"]) -> Axes:
+    """Draw one head's biases in the plane of their first two components, coloured by a digit of each input (0 to 7)."""
+    components = principal_components(bias)
+    share = components.variance / components.variance.sum()
+    points, colors = project(components, bias), plt.cm.viridis(np.linspace(0, 0.95, 8))
+    for digit in range(8):
+        ax.plot(*points[digits == digit].T, ".", color=colors[digit], markersize=3.5, label=str(digit))
+    ax.set(xlabel=f"component 1 ({share[0]:.0%} of variance)", ylabel=f"component 2 ({share[1]:.0%})")
+    ax.legend(fontsize=7, title="last digit", title_fontsize=7, ncols=2, markerscale=1.5, loc="best")
+    return ax
