@@ -170,6 +170,7 @@ def test_the_sorters_maps_show_what_is_stored(stored, tmp_path):
 def test_prefix_clusters_show_the_block_outputs(stored, tmp_path, monkeypatch):
     inputs = np.stack([np.roll(EXAMPLE, i) for i in range(5)])
     monkeypatch.setattr(attention_plots, "held_out_inputs", lambda _: inputs)
+    monkeypatch.setattr(attention_plots, "decode", lambda *_: np.sort(inputs))
     figure = attention_plots.prefix_clusters(Store(tmp_path, shipped=None), "eliciting-skills")
     points = [line for line in figure.axes[1].lines if line.get_linestyle() == "None"]
     assert [len(line.get_xdata()) for line in points] == [5] * 5, "without a prefix, and under four"

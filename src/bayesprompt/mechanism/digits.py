@@ -87,10 +87,14 @@ def is_held_out(inputs: Rows) -> Bool[Array | np.ndarray, "*B"]:
     """Tell by a hash whether an input belongs to the quarter that is not trained on."""
     inputs = jnp.asarray(inputs)
     number = sum(inputs[..., i].astype(jnp.uint32) << 3 * i for i in range(SIZE))
-    # The finaliser of MurmurHash3: every bit of the input changes every bit of the result half of the time.
+    return mixed(number) % 4 == 0
+
+
+def mixed(number: Array) -> Array:
+    """Return the finaliser of MurmurHash3: every bit of the input changes every bit of the result half of the time."""
     number = (number ^ (number >> 16)) * jnp.uint32(0x85EBCA6B)
     number = (number ^ (number >> 13)) * jnp.uint32(0xC2B2AE35)
-    return (number ^ (number >> 16)) % 4 == 0
+    return number ^ (number >> 16)
 
 
 def answer(inputs: Rows, task: Int[Array | np.ndarray, "*B"] | int) -> Rows:
