@@ -1,6 +1,7 @@
 """What every test runs under; pyproject.toml adds shape checks and turns our warnings into errors."""
 
 import jax
+import matplotlib
 import pytest
 from hypothesis import settings
 
@@ -15,3 +16,14 @@ def cache(tmp_path, monkeypatch):
     """Keep every test away from the user's own results."""
     monkeypatch.setenv("BAYESPROMPT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def figures():
+    """Draw in the book's style, and leave no figure open."""
+    from bayesprompt import plotting  # not before pyproject's shape checks are in place
+
+    with matplotlib.rc_context():
+        plotting.use_style()
+        yield
+    plotting.plt.close("all")

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
 
-from bayesprompt import attention_plots, plotting
+from bayesprompt import attention_plots
 from bayesprompt.attention_plots import EXAMPLE, TASK_COLORS, attention_map, load_models, one_head, with_answer
 from bayesprompt.mechanism.digits import PRETRAINING_TASKS, TASKS, is_held_out
 from bayesprompt.mechanism.gpt import GPT, inspect, make_gpt
@@ -23,12 +23,7 @@ PREFIX = Prefix(layers=jax.random.normal(jax.random.key(1), (1, 2, 12)))
 TEXT = with_answer(EXAMPLE, "ascending")
 
 
-@pytest.fixture(autouse=True)
-def figures():
-    with matplotlib.rc_context():
-        plotting.use_style()
-        yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("figures")
 
 
 def texts(figure) -> str:

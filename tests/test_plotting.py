@@ -19,12 +19,7 @@ from bayesprompt.store import Store
 matplotlib.use("Agg")
 
 
-@pytest.fixture(autouse=True)
-def figures():
-    with matplotlib.rc_context():
-        plotting.use_style()
-        yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("figures")
 
 
 def dataset(regret: float, repetitions: int = 4, **attrs) -> xr.Dataset:

@@ -122,16 +122,23 @@ def pick(choice: Float[Array, "B n K"], table: Float[Array, "n K *row"]) -> Floa
 
 
 def attend(
-    query: Array, key: Array, value: Array, memory: tuple[Array, Array], drop: Callable[[Array], Array] = lambda x: x
+    query: Array,
+    key: Array,
+    value: Array,
+    memory: tuple[Array, Array],
+    drop: Callable[[Array], Array] = lambda x: x,
+    place: Array | None = None,
 ) -> Float[Array, "B n D"]:
-    """Causal softmax attention of the last n of (B, m, H, d) rows over those and over (S, H, d) shared rows before.
+    """Causal softmax attention of n of (B, m, H, d) rows over those before them and over (S, H, d) shared rows.
 
-    `drop` sees the attention weights (B, H, n, S + m) before they are used.
+    The n rows are the last ones, or those from `place` on. `drop` sees the attention weights (B, H, n, S + m) before
+    they are used.
     """
     past_key, past_value = memory
     n, m = query.shape[1], key.shape[1]
     own = jnp.einsum("bihd,bjhd->bhij", query, key)
-    own = jnp.where(jnp.tri(n, m, m - n, dtype=bool), own, -jnp.inf)
+    seen = jnp.arange(m)[None] <= (m - n if place is None else place) + jnp.arange(n)[:, None]
+    own = jnp.where(seen, own, -jnp.inf)
     weights = drop(jax.nn.softmax(jnp.concatenate([jnp.einsum("bihd,shd->bhis", query, past_key), own], axis=-1)))
     past, own = jnp.split(weights, [len(past_key)], axis=-1)
     mixed = jnp.einsum("bhis,shd->bihd", past, past_value) + jnp.einsum("bhij,bjhd->bihd", own, value)

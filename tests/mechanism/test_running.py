@@ -120,7 +120,7 @@ def test_clipping_each_array_by_its_own_norm():
     clipped, _ = clip_each(1.0).update(grad, clip_each(1.0).init(grad))
     np.testing.assert_allclose(clipped["a"], [0.6, 0.8], rtol=1e-6)
     np.testing.assert_allclose(clipped["b"], [0.3, 0.4], rtol=1e-6)
-    assert float(optax.global_norm(clipped)) > 1
+    assert float(optax.tree.norm(clipped)) > 1
 
 
 def test_a_cell_stores_accuracies_losses_and_what_was_learned(store):

@@ -85,12 +85,6 @@ def load_tuned(cell: Cell, store: Store) -> list[tuple[Params, Prefix]] | None:
     return [tuner.inject(base, jax.tree.map(lambda x: x[0], phi))]
 
 
-def best_cell(experiment: str, method: str, store: Store) -> Cell | None:
-    """Return the cell of the highest scale that is stored (never smoke), or None."""
-    scales = (Cell(experiment, "gpt", method, scale) for scale in ("paper", "quick"))
-    return next((cell for cell in scales if load_cell(cell, store) is not None), None)
-
-
 def stretch(steps: int) -> int:
     """Return over how many steps each stored loss is a mean."""
     return next(n for n in range(max(1, -(-steps // STRETCHES)), steps + 1) if steps % n == 0)

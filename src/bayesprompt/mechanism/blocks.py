@@ -1,0 +1,149 @@
+"""Parts of the sorting experiments' model: sizes, dropout, blocks, embedding, unembedding (minGPT's family)."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt
+
+from bayesprompt.layers import Dense, check_sizes
+from bayesprompt.mechanism.digits import NUM_TOKENS, SIZE, mixed
+from bayesprompt.transformer import attend
+
+_WEIGHT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class GPT:
+    """Sizes: pads, then the digits and their answer; `first_norm` False leaves out every block's first LayerNorm."""
+
+    num_tokens: int = NUM_TOKENS
+    embed_dim: int = 256
+    num_heads: int = 4
+    num_layers: int = 4
+    pads: int = 10
+    size: int = SIZE  # digits in an input, and in its answer
+    first_norm: bool = True
+    dropout: float = 0.1  # where a key is given
+    sequences_in_cache: ClassVar[int] = 32
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for sizes below 1, heads that do not divide the width, or a dropout outside [0, 1)."""
+        check_sizes(self, but=("first_norm", "dropout"))
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim = {self.embed_dim}: must be a multiple of num_heads = {self.num_heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}: must lie in [0, 1)")
+
+    @property
+    def rows(self) -> int:
+        """Rows of content: the input, and the answer but for its last digit, which nothing reads."""
+        return 2 * self.size - 1
+
+    def token_flops(self, length: int) -> int:
+        """Return the nominal floating-point operations of one token's matrix products, forward, at this length."""
+        return self.num_layers * (24 * self.embed_dim**2 + 4 * (self.pads + length) * self.embed_dim)
+
+
+class Dropout(nn.Module):
+    """Dropout where a key is given."""
+
+    rate: float
+
+    def __call__(self, x: Array) -> Array:
+        """Set a share of the entries to 0 and scale the others up."""
+        if not self.has_rng("dropout"):
+            return x
+        kept = _hashed_bits(self.make_rng("dropout"), x.shape) >= jnp.uint32(round(self.rate * 2**32))
+        return jnp.where(kept, x / (1 - self.rate), 0.0)
+
+
+def _hashed_bits(key: Array, shape: tuple[int, ...]) -> UInt[Array, "*shape"]:
+    """Return 32 random bits an entry, by a hash of its index: a tenth of Threefry's time, and fused with their use."""
+    step, start = jax.random.bits(key, (2,))
+    return mixed(start + (step | 1) * jnp.arange(math.prod(shape), dtype=jnp.uint32)).reshape(shape)
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm Transformer block with biases."""
+
+    architecture: GPT
+
+    def setup(self) -> None:
+        """Create the dense layers, the LayerNorms and the places of dropout."""
+        sizes = self.architecture
+
+        def dense(width, std=_WEIGHT_STD):
+            return Dense(width, use_bias=True, kernel_init=nn.initializers.normal(std))
+
+        residual = _WEIGHT_STD / (2 * sizes.num_layers) ** 0.5
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5)
+        self.attention_norm = norm() if sizes.first_norm else lambda x: x
+        self.query, self.key, self.value = (dense(sizes.embed_dim) for _ in range(3))
+        self.attention_output = dense(sizes.embed_dim, residual)
+        self.mlp_norm = norm()
+        self.mlp_in, self.mlp_out = dense(4 * sizes.embed_dim), dense(sizes.embed_dim, residual)
+        self.drop = Dropout(sizes.dropout)
+
+    def project(self, x: Float[Array, "*rows D"], last: int = 0) -> tuple[Array, Array, Array]:
+        """Return query (scaled by 1/sqrt(head size); `last`: of these last rows), key and value, split into heads."""
+        x, heads = self.attention_norm(x), self.architecture.num_heads
+        rows = self.query(x[..., -last:, :]), self.key(x), self.value(x)
+        query, key, value = (y.reshape(*y.shape[:-1], heads, y.shape[-1] // heads) for y in rows)
+        return query / jnp.sqrt(query.shape[-1]), key, value
+
+    def attend(
+        self, query: Array, key: Array, value: Array, memory: tuple[Array, Array], place: Array | None = None
+    ) -> Float[Array, "B n D"]:
+        """Return the attention block's output (Eq. 3's A): the heads' outputs, projected."""
+        return self.attention_output(attend(query, key, value, memory, self.drop, place))
+
+    def finish(self, x: Float[Array, "*rows D"], attended: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """Add the attention block's output and the MLP's to the residual stream."""
+        x = x + self.drop(attended)
+        return x + self.drop(self.mlp_out(nn.gelu(self.mlp_in(self.mlp_norm(x)))))
+
+
+class Embedding(nn.Module):
+    """Embeddings of tokens and of positions, both learned."""
+
+    architecture: GPT
+
+    def setup(self) -> None:
+        """Create both tables."""
+        sizes, draw = self.architecture, nn.initializers.normal(_WEIGHT_STD)
+        self.tokens = self.param("tokens", draw, (sizes.num_tokens, sizes.embed_dim))
+        self.positions = self.param("positions", draw, (sizes.pads + sizes.rows, sizes.embed_dim))
+
+    def __call__(self) -> tuple[Array, Array]:
+        """Return both tables."""
+        return self.tokens, self.positions
+
+
+class Torso(nn.Module):
+    """The blocks."""
+
+    architecture: GPT
+
+    def setup(self) -> None:
+        """Create the blocks."""
+        self.blocks = [Block(self.architecture) for _ in range(self.architecture.num_layers)]
+
+
+class Unembedding(nn.Module):
+    """LayerNorm and head."""
+
+    architecture: GPT
+
+    def setup(self) -> None:
+        """Create both."""
+        self.norm = nn.LayerNorm(epsilon=1e-5)
+        self.head = Dense(self.architecture.num_tokens, kernel_init=nn.initializers.normal(_WEIGHT_STD))
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows K"]:
+        """Return log-probabilities, nats."""
+        return jax.nn.log_softmax(self.head(self.norm(x)))
