@@ -9,9 +9,11 @@ import xarray as xr
 from matplotlib.colors import to_hex
 
 from bayesprompt import attention_plots
-from bayesprompt.attention_plots import EXAMPLE, TASK_COLORS, attention_map, load_models, one_head, with_answer
-from bayesprompt.mechanism.digits import PRETRAINING_TASKS, TASKS, is_held_out
+from bayesprompt.attention_plots import EXAMPLE, TASK_COLORS, attention_map, one_head
+from bayesprompt.mechanism import running
+from bayesprompt.mechanism.digits import PRETRAINING_TASKS, TASKS, is_held_out, with_answer
 from bayesprompt.mechanism.gpt import GPT, inspect, make_gpt
+from bayesprompt.mechanism.running import load_models
 from bayesprompt.prefixes import NO_PREFIX, Prefix
 from bayesprompt.store import Store
 
@@ -141,9 +143,9 @@ def stored(monkeypatch):
     def load(cell, store):
         return models.get(cell.method) if cell.scale == "quick" else None
 
-    monkeypatch.setattr(attention_plots, "load_tuned", load)
-    monkeypatch.setattr(attention_plots, "load_cell", lambda *_: xr.Dataset(attrs=attrs))
-    monkeypatch.setattr(attention_plots, "sizes_at", lambda *_: SIZES)
+    monkeypatch.setattr(running, "load_tuned", load)
+    monkeypatch.setattr(running, "load_cell", lambda *_: xr.Dataset(attrs=attrs))
+    monkeypatch.setattr(running, "sizes_at", lambda *_: SIZES)
 
 
 def test_the_quick_scale_stands_in_for_what_is_missing(stored, tmp_path):

@@ -5,26 +5,22 @@ it write the answer. Pads stand in the prefix's place where there is none.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import xarray as xr
 from jaxtyping import Array, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from bayesprompt.cells import Cell, load_cell
 from bayesprompt.mechanism.attention import Reading, attention, relative_content_attention
-from bayesprompt.mechanism.digits import PRETRAINING_TASKS, SIZE, TASKS, answer
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, sizes_at
+from bayesprompt.mechanism.digits import PRETRAINING_TASKS, SIZE, TASKS, answer, with_answer
+from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
 from bayesprompt.mechanism.gpt import GPT, decode, inspect
-from bayesprompt.mechanism.running import held_out_inputs, load_tuned
+from bayesprompt.mechanism.running import Model, Tuned, held_out_inputs, load_models
 from bayesprompt.plotting import FAINT, add_provenance
-from bayesprompt.predictors import Params
-from bayesprompt.prefixes import NO_PREFIX, Prefix
+from bayesprompt.prefixes import NO_PREFIX
 from bayesprompt.states import principal_components, project
 from bayesprompt.store import Store
 
@@ -35,30 +31,6 @@ EXAMPLE = np.array([2, 5, 3, 5, 0, 3, 7, 6, 4, 1])
 POINTS = 100
 
 Tokens = Int[Array | np.ndarray, " N"]
-Model = tuple[Params, Prefix]
-
-
-class Tuned(NamedTuple):
-    """A stored cell's tuned models, one for each task, with the sizes of their network."""
-
-    cell: Cell
-    sizes: GPT
-    models: list[Model]
-    dataset: xr.Dataset
-
-
-def load_models(experiment: str, method: str, store: Store, scale: str = "paper") -> Tuned | None:
-    """Return a cell's models at this scale, or else at quick scale, or None."""
-    for at in dict.fromkeys((scale, "quick")):
-        cell = Cell(experiment, "gpt", method, at)
-        if (models := load_tuned(cell, store)) is not None:
-            return Tuned(cell, sizes_at(DIGIT_EXPERIMENTS[experiment], at), models, load_cell(cell, store))
-    return None
-
-
-def with_answer(inputs: Int[Array | np.ndarray, "*B 10"], task: str) -> Int[np.ndarray, "*B 20"]:
-    """Return inputs followed by a task's answers to them."""
-    return np.concatenate([inputs, np.asarray(answer(inputs, TASKS.index(task)))], axis=-1)
 
 
 def one_head(reading: Reading, sequence: int = 0, head: int = 0) -> Reading:

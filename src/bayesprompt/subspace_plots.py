@@ -8,12 +8,12 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bayesprompt.attention_plots import TASK_COLORS, Tuned, load_models, say_missing
+from bayesprompt.attention_plots import TASK_COLORS, say_missing
 from bayesprompt.mechanism.attention import bias_decomposition
 from bayesprompt.mechanism.digits import SIZE
 from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
 from bayesprompt.mechanism.gpt import inspect
-from bayesprompt.mechanism.running import held_out_inputs
+from bayesprompt.mechanism.running import Tuned, held_out_inputs, load_models
 from bayesprompt.mechanism.subspaces import participation_ratio, prefix_range, up_to
 from bayesprompt.plotting import add_provenance
 from bayesprompt.states import principal_components, project

@@ -19,7 +19,7 @@ from bayesprompt.mechanism.attention import (
     soft_from_hard,
     spectrum,
 )
-from bayesprompt.mechanism.digits import SIZE, TASKS, answer
+from bayesprompt.mechanism.digits import SIZE, with_answer
 from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, sizes_at
 from bayesprompt.mechanism.gpt import inspect
 from bayesprompt.mechanism.running import held_out_inputs, load_tuned
@@ -75,8 +75,7 @@ def _digit_models(results: Results, experiment: str, method: str = "PrefixTuning
     if results.cell(*cell[:3]) is None or (models := load_tuned(cell, results.store)) is None:
         return None
     inputs = held_out_inputs(cell)[:1000]
-    tasks = [TASKS.index(task) for task in DIGIT_EXPERIMENTS[experiment].tasks]
-    tokens = [np.concatenate([inputs, answer(inputs, task)], axis=1) for task in tasks]
+    tokens = [with_answer(inputs, task) for task in DIGIT_EXPERIMENTS[experiment].tasks]
     return sizes_at(DIGIT_EXPERIMENTS[experiment], _SCALE), models, tokens
 
 

@@ -105,3 +105,8 @@ def answer(inputs: Rows, task: Int[Array | np.ndarray, "*B"] | int) -> Rows:
     answers = (ascending, ascending[..., ::-1], inputs + 1, inputs + 2, ascending + 1, counts)
     chosen = jnp.broadcast_to(jnp.asarray(task)[..., None], inputs.shape)
     return jnp.select([chosen == i for i in range(len(TASKS))], answers)
+
+
+def with_answer(inputs: Int[Array | np.ndarray, "*B 10"], task: str) -> Int[np.ndarray, "*B 20"]:
+    """Return inputs followed by a task's answers to them."""
+    return np.concatenate([inputs, np.asarray(answer(inputs, TASKS.index(task)))], axis=-1)

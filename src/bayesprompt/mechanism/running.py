@@ -1,6 +1,7 @@
 """Computing a cell of the sorting experiments: train or tune its network, and let it answer held-out inputs."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from bayesprompt.predictors import Params
 from bayesprompt.prefixes import NO_PREFIX, Prefix
 from bayesprompt.store import Store, load_arrays, tree_hash
 from bayesprompt.tuners import Tuner, make_tuner
+
+Model = tuple[Params, Prefix]
 
 # Losses are stored as means over equal stretches of steps, at most this many.
 STRETCHES = 2000
@@ -83,6 +86,24 @@ def load_tuned(cell: Cell, store: Store) -> list[tuple[Params, Prefix]] | None:
         return None
     phi = load_arrays(path, like)
     return [tuner.inject(base, jax.tree.map(lambda x: x[0], phi))]
+
+
+class Tuned(NamedTuple):
+    """A stored cell's tuned models, one for each task, with the sizes of their network."""
+
+    cell: Cell
+    sizes: GPT
+    models: list[Model]
+    dataset: xr.Dataset
+
+
+def load_models(experiment: str, method: str, store: Store, scale: str = "paper") -> Tuned | None:
+    """Return a cell's models at this scale, or else at quick scale, or None."""
+    for at in dict.fromkeys((scale, "quick")):
+        cell = Cell(experiment, "gpt", method, at)
+        if (models := load_tuned(cell, store)) is not None:
+            return Tuned(cell, sizes_at(DIGIT_EXPERIMENTS[experiment], at), models, load_cell(cell, store))
+    return None
 
 
 def stretch(steps: int) -> int:
