@@ -28,13 +28,15 @@ class DigitScale(NamedTuple):
     batch: int
     inputs: int
     prefix_rate: float = 1.0  # learning rates of prefixes, as a multiple of the paper's
+    lora_share: float | None = None  # of LoRA's steps
     width: int | None = None  # for a small network: also at most two layers
 
 
-# At quick scale prefixes learn twenty times as fast, in fewer steps; else they would stay where they start.
+# At quick scale prefixes learn twenty times as fast, in fewer steps; else they would stay where they start. LoRA gets as
+# many steps there as the prefix beside it.
 DIGIT_SCALES = {
     "smoke": DigitScale(0.0005, 20, 16, 64, width=16),
-    "quick": DigitScale(0.05, 2000, 64, 800, prefix_rate=20.0),
+    "quick": DigitScale(0.05, 2000, 64, 800, prefix_rate=20.0, lora_share=0.2),
     "paper": DigitScale(1.0, 500_000, 64, 3200),
 }
 
@@ -121,8 +123,9 @@ def training_at(experiment: DigitExperiment, method: str, scale: str) -> AdamWCo
     """Return the settings of a method's training at a scale (weight decay and dropout as in the public code)."""
     training, at = experiment.trainings[method], DIGIT_SCALES[scale]
     whole = method in ("Pretrained", "FullWT")
+    share = at.lora_share if method == "LoRAWT" and at.lora_share else at.share
     return AdamWConfig(
-        steps=min(round(training.steps * at.share), at.most),
+        steps=min(round(training.steps * share), at.most),
         batch=at.batch,
         length=LENGTH,
         learning_rate=training.learning_rate * (at.prefix_rate if method == "PrefixTuning" else 1.0),
