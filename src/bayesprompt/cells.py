@@ -1,8 +1,6 @@
 """Cells, the unit of work and of storage: (experiment, architecture, method) with all repetitions."""
 
-import math
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +13,15 @@ from bayesprompt.experiments import (
     EXPERIMENTS,
     NETWORK_METHODS,
     NETWORKS,
-    RANDOM_COINS,
     SCALES,
     SWEEPS,
     SWEPT,
     Sample,
 )
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, DigitExperiment, digit_config, sizes_at
+from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
 from bayesprompt.mechanism.gpt import GPT, make_gpt
-from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, Transformer, make_predictor
-from bayesprompt.prefixes import MAX_HARD_PREFIXES
-from bayesprompt.sources import Source, to_config
+from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, make_predictor
+from bayesprompt.sources import Source
 from bayesprompt.store import (
     LOG,
     RefusedFileError,
@@ -35,7 +31,7 @@ from bayesprompt.store import (
     tree_hash,
     write_atomically,
 )
-from bayesprompt.tuners import METHODS, PREFIX_METHODS, make_tuner
+from bayesprompt.tuners import make_tuner
 
 ALL = EXPERIMENTS | DIGIT_EXPERIMENTS
 ARCHITECTURES = ("bayes", "lstm", "transformer", "gpt")
@@ -58,17 +54,7 @@ class Cell(NamedTuple):
 
 def methods_of(experiment: str, architecture: str) -> tuple[str, ...]:
     """Return the methods that exist for one experiment and architecture ("bayes": the exact predictors)."""
-    spec = ALL[experiment]
-    if isinstance(spec, DigitExperiment) or architecture == "gpt":
-        return spec.methods if isinstance(spec, DigitExperiment) and architecture == "gpt" else ()
-    if spec.base is None:
-        return spec.methods if architecture != "bayes" else ()
-    if architecture == "bayes":
-        return tuple(m for m in BAYES_METHODS if m in spec.methods)
-    impossible = {"LoRAWT"} if architecture == "lstm" else set()
-    if 2**spec.prefix_length > MAX_HARD_PREFIXES:
-        impossible.add("HardPT")  # the search is exhaustive
-    return tuple(m for m in NETWORK_METHODS if m in spec.methods and m not in impossible)
+    return ALL[experiment].methods_on(architecture)
 
 
 def cells(
@@ -115,14 +101,7 @@ def _check_choice(argument: str, value: str | None, allowed: Any) -> None:
 
 def architecture_of(cell: Cell) -> Architecture:
     """Return the network's sizes at the cell's scale."""
-    if isinstance(spec := ALL[cell.experiment], DigitExperiment):
-        return sizes_at(spec, cell.scale)
-    spec = EXPERIMENTS[spec.base or cell.experiment]
-    width = SCALES[cell.scale].width * spec.wider
-    embed = spec.embed_dim or width
-    if cell.architecture == "lstm":
-        return LSTM(2, embed, width, spec.num_layers)
-    return Transformer(2, embed, math.gcd(4, embed), spec.num_layers, 4 * width)
+    return ALL[cell.experiment].sizes_on(cell.architecture, cell.scale)
 
 
 def predictor_of(cell: Cell) -> Predictor:
@@ -139,50 +118,22 @@ def network_cell(cell: Cell) -> Cell:
 
 def makes_network(cell: Cell) -> bool:
     """Tell whether the cell is a base network, not a result of tuning one."""
-    return ALL[cell.experiment].base is None
+    return cell.method in NETWORKS
 
 
 def needs_network(cell: Cell) -> bool:
-    """Tell whether the cell tunes (or evaluates) a base network."""
-    return not makes_network(cell) and cell.architecture != "bayes"
+    """Tell whether the cell tunes (or evaluates) a base network that is a cell."""
+    return ALL[cell.experiment].base is not None and cell.architecture != "bayes"
 
 
 def cell_config(cell: Cell, network_hash: str | None = None) -> dict[str, Any]:
     """Return everything that decides a cell's numbers, as JSON values."""
-    if isinstance(spec := ALL[cell.experiment], DigitExperiment):
-        return cell._asdict() | digit_config(spec, cell.method, cell.scale, network_hash)
-    scale, experiment = SCALES[cell.scale], EXPERIMENTS[cell.experiment]
-    config = {
-        **cell._asdict(),
-        "target": to_config(experiment.target),
-        "sequences": scale.sequences,
-        "length": scale.length,
-    }
-    if cell.architecture != "bayes":
-        config["sizes"] = {"type": cell.architecture, **asdict(architecture_of(cell))}
-    if makes_network(cell):
-        steps = scale.pretraining.steps if cell.method == "Pretrained" else 0
-        return config | {"fit": asdict(scale.pretraining) | {"steps": steps}, "length": scale.pretraining.length}
-    config |= {"pretraining": to_config(RANDOM_COINS), "network": network_hash}
-    if cell.method in ("RandomPF", "PreBayesPT", *PREFIX_METHODS):
-        config["prefix_length"] = experiment.prefix_length
-    if cell.method == "LoRAWT":
-        config["rank"] = 4
-    if cell.method in METHODS and cell.method != "HardPT":
-        config["fit"] = asdict(scale.tuning)
-        if experiment.tuning_sequences is not None:
-            config["tuning_sequences"] = experiment.tuning_sequences
-    if cell.method in ("HardPT", "PreBayesPT"):
-        config["search"] = {"sequences": scale.sequences, "length": scale.tuning.length}
-    return config | {"repetitions": repetitions_of(cell)}
+    return cell._asdict() | ALL[cell.experiment].config(cell.architecture, cell.method, cell.scale, network_hash)
 
 
 def repetitions_of(cell: Cell) -> int:
-    """Return the number of repetitions: one for whatever involves no drawn start and no drawn tuning data."""
-    if isinstance(spec := ALL[cell.experiment], DigitExperiment):  # one for each task that is tuned to
-        return len(spec.tasks) if spec.base else 1
-    single = (*BAYES_METHODS, "NoTuning", "HardPT")
-    return 1 if cell.method in single else SCALES[cell.scale].repetitions
+    """Return the number of repetitions."""
+    return ALL[cell.experiment].repetitions_of(cell.method, cell.scale)
 
 
 # What a seed is used for; each use draws from its own stream.

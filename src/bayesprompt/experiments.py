@@ -1,15 +1,22 @@
-"""The experiments as data: targets, networks, scales. What is computed of each, and how it is named, is in `cells`."""
+"""The coin experiments as data: targets, networks, methods, scales. How each is named, and found again: `cells`.
+
+Each kind of experiment (this one, `mechanism.experiments`, `mechanism.language_model.experiments`) tells which methods
+exist on an architecture, the network's sizes, how many repetitions there are, and what decides a cell's numbers.
+"""
 
 import functools
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bayesprompt.fitting import FitConfig
-from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Markov, Source
+from bayesprompt.predictors import LSTM, Architecture, Transformer
+from bayesprompt.prefixes import MAX_HARD_PREFIXES
+from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Markov, Source, to_config
 from bayesprompt.tuners import METHODS, PREFIX_METHODS
 
 RANDOM_COINS = BetaCoins(1.0, 1.0)
@@ -72,6 +79,55 @@ class Experiment:
     embed_dim: int | None = None
     wider: int = 1
     num_layers: int = 1
+
+    def methods_on(self, architecture: str) -> tuple[str, ...]:
+        """Return the methods that exist on an architecture ("bayes": the exact predictors)."""
+        if architecture not in ("bayes", "lstm", "transformer"):
+            return ()
+        if self.base is None:
+            return self.methods if architecture != "bayes" else ()
+        if architecture == "bayes":
+            return tuple(m for m in BAYES_METHODS if m in self.methods)
+        impossible = {"LoRAWT"} if architecture == "lstm" else set()
+        if 2**self.prefix_length > MAX_HARD_PREFIXES:
+            impossible.add("HardPT")  # the search is exhaustive
+        return tuple(m for m in NETWORK_METHODS if m in self.methods and m not in impossible)
+
+    def sizes_on(self, architecture: str, scale: str) -> Architecture:
+        """Return the network's sizes at a scale."""
+        makes = EXPERIMENTS[self.base] if self.base else self
+        width = SCALES[scale].width * makes.wider
+        embed = makes.embed_dim or width
+        if architecture == "lstm":
+            return LSTM(2, embed, width, makes.num_layers)
+        return Transformer(2, embed, math.gcd(4, embed), makes.num_layers, 4 * width)
+
+    def repetitions_of(self, method: str, scale: str) -> int:
+        """Return the number of repetitions: one for whatever involves no drawn start and no drawn tuning data."""
+        single = (*BAYES_METHODS, *NETWORKS, "NoTuning", "HardPT")
+        return 1 if method in single else SCALES[scale].repetitions
+
+    def config(self, architecture: str, method: str, scale: str, network_hash: str | None) -> dict[str, Any]:
+        """Return what decides a cell's numbers, besides its name and seed, as JSON values."""
+        at = SCALES[scale]
+        config = {"target": to_config(self.target), "sequences": at.sequences, "length": at.length}
+        if architecture != "bayes":
+            config["sizes"] = {"type": architecture, **asdict(self.sizes_on(architecture, scale))}
+        if self.base is None:
+            steps = at.pretraining.steps if method == "Pretrained" else 0
+            return config | {"fit": asdict(at.pretraining) | {"steps": steps}, "length": at.pretraining.length}
+        config |= {"pretraining": to_config(RANDOM_COINS), "network": network_hash}
+        if method in ("RandomPF", "PreBayesPT", *PREFIX_METHODS):
+            config["prefix_length"] = self.prefix_length
+        if method == "LoRAWT":
+            config["rank"] = 4
+        if method in METHODS and method != "HardPT":
+            config["fit"] = asdict(at.tuning)
+            if self.tuning_sequences is not None:
+                config["tuning_sequences"] = self.tuning_sequences
+        if method in ("HardPT", "PreBayesPT"):
+            config["search"] = {"sequences": at.sequences, "length": at.tuning.length}
+        return config | {"repetitions": self.repetitions_of(method, scale)}
 
 
 TWO_COINS = CoinMixture((0.2, 0.8), (0.5, 0.5))

@@ -241,8 +241,8 @@ def compiled_loop(
             return run_one(base, own if sources else source, carry, key, done)
 
         own = source if sources else {}
-        # One repetition after the other keeps the CPU's cache; a GPU wants them side by side.
-        if jax.default_backend() == "cpu":
+        # One repetition after the other keeps a CPU's cache, unless weights fill it; a GPU wants them side by side.
+        if jax.default_backend() == "cpu" and not predictor.architecture.side_by_side:
             return jax.lax.map(lambda x: one(*x), (own, carry, keys))
         return jax.vmap(one)(own, carry, keys)
 

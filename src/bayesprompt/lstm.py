@@ -20,6 +20,7 @@ class LSTM:
     hidden_dim: int = 128
     num_layers: int = 1
     sequences_in_cache: ClassVar[int] = 256
+    side_by_side: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1."""

@@ -27,6 +27,7 @@ class Transformer:
     num_layers: int = 1
     mlp_dim: int = 512
     sequences_in_cache: ClassVar[int] = 64  # whose activations a CPU's cache holds, about
+    side_by_side: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1, or heads that do not divide the width."""

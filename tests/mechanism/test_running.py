@@ -171,7 +171,7 @@ def test_stored_losses_are_means_over_equal_stretches(steps):
 
 def test_paper_scale_is_the_papers():
     steps = {
-        name: {m: (training_at(e, m, "paper").steps, training_at(e, m, "paper").learning_rate) for m in e.methods}
+        name: {m: (training_at(e, m, "paper").steps, training_at(e, m, "paper").learning_rate) for m in e.trainings}
         for name, e in DIGIT_EXPERIMENTS.items()
     }
     assert steps == {

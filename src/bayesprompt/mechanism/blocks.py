@@ -30,6 +30,7 @@ class GPT:
     first_norm: bool = True
     dropout: float = 0.1  # where a key is given
     sequences_in_cache: ClassVar[int] = 32
+    side_by_side: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1, heads that do not divide the width, or a dropout outside [0, 1)."""

@@ -32,8 +32,8 @@ class DigitScale(NamedTuple):
     width: int | None = None  # for a small network: also at most two layers
 
 
-# At quick scale prefixes learn twenty times as fast, in fewer steps; else they would stay where they start. LoRA gets as
-# many steps there as the prefix beside it.
+# At quick scale prefixes learn twenty times as fast, in fewer steps; else they would stay where they start. LoRA gets
+# as many steps there as the prefix beside it.
 DIGIT_SCALES = {
     "smoke": DigitScale(0.0005, 20, 16, 64, width=16),
     "quick": DigitScale(0.05, 2000, 64, 800, prefix_rate=20.0, lora_share=0.2),
@@ -54,10 +54,29 @@ class DigitExperiment:
     base: str | None = None  # the experiment whose network is tuned; None: this one makes a network
     network: str = "Pretrained"
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that exist."""
-        return tuple(self.trainings)
+    def methods_on(self, architecture: str) -> tuple[str, ...]:
+        """Return the methods that exist on an architecture."""
+        return tuple(self.trainings) if architecture == "gpt" else ()
+
+    def sizes_on(self, architecture: str, scale: str) -> GPT:
+        """Return the network's sizes at a scale."""
+        return sizes_at(self, scale)
+
+    def repetitions_of(self, method: str, scale: str) -> int:
+        """Return the number of repetitions: one for each task that is tuned to."""
+        return len(self.tasks) if self.base else 1
+
+    def config(self, architecture: str, method: str, scale: str, network_hash: str | None) -> dict[str, Any]:
+        """Return what decides a cell's numbers, besides its name and seed, as JSON values."""
+        config = {
+            "sizes": {"type": architecture, **asdict(sizes_at(self, scale))},
+            "tasks": list(self.tasks),
+            "fit": asdict(training_at(self, method, scale)),
+            "inputs": DIGIT_SCALES[scale].inputs,
+        }
+        if method == "LoRAWT":
+            config |= {"rank": LORA_RANK, "beside": list(LORA_BESIDE)}
+        return config | ({"network": network_hash} if self.base else {})
 
 
 _ONE_HEAD = GPT(embed_dim=96, num_heads=1, num_layers=1, pads=1)
@@ -133,16 +152,3 @@ def training_at(experiment: DigitExperiment, method: str, scale: str) -> AdamWCo
         clip_each=method == "LoRAWT",
         dropout=whole,
     )
-
-
-def digit_config(experiment: DigitExperiment, method: str, scale: str, network_hash: str | None) -> dict[str, Any]:
-    """Return what decides a cell's numbers, besides its name and seed, as JSON values."""
-    config = {
-        "sizes": {"type": "gpt", **asdict(sizes_at(experiment, scale))},
-        "tasks": list(experiment.tasks),
-        "fit": asdict(training_at(experiment, method, scale)),
-        "inputs": DIGIT_SCALES[scale].inputs,
-    }
-    if method == "LoRAWT":
-        config |= {"rank": LORA_RANK, "beside": list(LORA_BESIDE)}
-    return config | ({"network": network_hash} if experiment.base else {})

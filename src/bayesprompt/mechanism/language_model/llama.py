@@ -1,0 +1,273 @@
+"""The LLaMA family as a `Predictor`: one block, scanned over stacked weights; a prompt is read once a batch."""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from bayesprompt.layers import State, check_sizes
+from bayesprompt.mechanism.attention import Reading
+from bayesprompt.predictors import Params, Predictor
+from bayesprompt.prefixes import NO_PREFIX, Prefix
+from bayesprompt.transformer import attend
+
+_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+
+@dataclass(frozen=True)
+class Llama:
+    """Sizes of a LLaMA network; the defaults are SmolLM2-135M's."""
+
+    num_tokens: int = 49_152
+    embed_dim: int = 576
+    num_heads: int = 9
+    num_kv_heads: int = 3
+    num_layers: int = 30
+    mlp_dim: int = 1536
+    context: int = 8192
+    rope_base: float = 1e5
+    norm_epsilon: float = 1e-5
+    tied: bool = True  # the unembedding is the embedding
+    sequences_in_cache: ClassVar[int] = 1  # at a time: log-probabilities over the vocabulary are large
+    side_by_side: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for sizes below 1, heads that do not divide the width, or a rotation of no angle."""
+        check_sizes(self, but=("rope_base", "norm_epsilon", "tied"))
+        if self.embed_dim % (2 * self.num_heads):
+            raise ValueError(
+                f"embed_dim = {self.embed_dim}: must be a multiple of 2 * num_heads = {2 * self.num_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads = {self.num_heads}: must be a multiple of num_kv_heads = {self.num_kv_heads}")
+        if not self.rope_base > 1:
+            raise ValueError(f"rope_base = {self.rope_base}: must be > 1")
+        if not 0 < self.norm_epsilon < 1:
+            raise ValueError(f"norm_epsilon = {self.norm_epsilon}: must lie in (0, 1)")
+
+    @property
+    def head_dim(self) -> int:
+        """Coordinates of a head's queries, keys and values."""
+        return self.embed_dim // self.num_heads
+
+    def token_flops(self, length: int) -> int:
+        """Return the nominal floating-point operations of one token's matrix products, forward, at this length."""
+        kv_dim = self.num_kv_heads * self.head_dim
+        weights = self.embed_dim * (2 * self.embed_dim + 2 * kv_dim + 3 * self.mlp_dim)
+        return self.num_layers * (2 * weights + 4 * length * self.embed_dim) + 2 * self.embed_dim * self.num_tokens
+
+
+def shapes(sizes: Llama) -> Params:
+    """Return the shapes of the parameters; those of the blocks are stacked, layers first."""
+    width, kv_dim, layers = sizes.embed_dim, sizes.num_kv_heads * sizes.head_dim, sizes.num_layers
+    kernels = {
+        "query": (width, width),
+        "key": (width, kv_dim),
+        "value": (width, kv_dim),
+        "attention_output": (width, width),
+        "mlp_gate": (width, sizes.mlp_dim),
+        "mlp_up": (width, sizes.mlp_dim),
+        "mlp_down": (sizes.mlp_dim, width),
+        "attention_norm": (width,),
+        "mlp_norm": (width,),
+    }
+    rows = (sizes.num_tokens, width)
+    found = {
+        "embedding": rows,
+        "torso": {name: (layers, *shape) for name, shape in kernels.items()},
+        "unembedding": {"norm": (width,)} | ({} if sizes.tied else {"rows": rows}),
+    }
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), found, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+@functools.lru_cache
+def make_llama(sizes: Llama, answer: int = 0) -> Predictor:
+    """Return the predictor of these sizes; it predicts the last `answer` tokens of a sequence, or all that it can (0).
+
+    Behind a prompt of rows that is every token; with no prompt, or one given layer by layer, the first token is read
+    and not predicted. A target token of -1 is read as token 0 and costs nothing.
+    """
+    return Predictor(
+        init=functools.partial(_init, sizes),
+        prompt=functools.partial(_prompt, sizes),
+        predict=functools.partial(_predict, sizes, answer),
+        architecture=sizes,
+    )
+
+
+def _init(sizes: Llama, key: Array) -> Params:
+    """Draw weights with standard deviation 0.02."""
+    leaves, structure = jax.tree.flatten_with_path(shapes(sizes))
+    drawn = [
+        jnp.ones(leaf.shape) if "norm" in path[-1].key else 0.02 * jax.random.normal(k, leaf.shape)
+        for (path, leaf), k in zip(leaves, jax.random.split(key, len(leaves)), strict=True)
+    ]
+    return jax.tree.unflatten(structure, drawn)
+
+
+class Projected(NamedTuple):
+    """Queries (scaled), keys and values of rows, by head, the former two rotated to their positions."""
+
+    query: Float[Array, "*rows H d"]
+    key: Float[Array, "*rows H d"]
+    value: Float[Array, "*rows H d"]
+
+
+def _norm(x: Array, scale: Array, epsilon: float) -> Array:
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
+
+
+def _rotate(x: Float[Array, "*batch n H d"], places: Int[Array, " n"], base: float) -> Float[Array, "*batch n H d"]:
+    """Turn pairs of coordinates (i, i + d/2) by angles proportional to the position (Su et al. 2021)."""
+    half = x.shape[-1] // 2
+    angle = places[:, None] * base ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+    cos, sin = (jnp.expand_dims(y, tuple(range(x.ndim - 3))) for y in (cos, sin))
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _project(sizes: Llama, block: Params, x: Float[Array, "*batch n D"], places: Int[Array, " n"]) -> Projected:
+    x = _norm(x, block["attention_norm"], sizes.norm_epsilon)
+    query, key, value = (x @ block[name] for name in ("query", "key", "value"))
+    query, key, value = (
+        y.reshape(*y.shape[:-1], y.shape[-1] // sizes.head_dim, sizes.head_dim) for y in (query, key, value)
+    )
+    query, key = (_rotate(y, places, sizes.rope_base) for y in (query, key))
+    shared = sizes.num_heads // sizes.num_kv_heads  # heads that read the same keys and values
+    return Projected(query / sizes.head_dim**0.5, jnp.repeat(key, shared, axis=-2), jnp.repeat(value, shared, axis=-2))
+
+
+def _finish(sizes: Llama, block: Params, x: Array, attended: Array) -> Array:
+    x = x + attended @ block["attention_output"]
+    y = _norm(x, block["mlp_norm"], sizes.norm_epsilon)
+    return x + (jax.nn.silu(y @ block["mlp_gate"]) * (y @ block["mlp_up"])) @ block["mlp_down"]
+
+
+def _log_probs(sizes: Llama, params: Params, x: Float[Array, "*rows D"]) -> Float[Array, "*rows K"]:
+    x = _norm(x, params["unembedding"]["norm"], sizes.norm_epsilon)
+    return jax.nn.log_softmax(x @ params["unembedding"].get("rows", params["embedding"]).T)
+
+
+def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
+    """Keep every block's keys and values of the prompt (layers, S, H, d) and, if it has rows, the last one's output.
+
+    Rows given layer by layer replace what each block's attention reads; their residual stream is read by nothing.
+    """
+    size = prefix.length
+    if size + length > sizes.context:
+        raise ValueError(f"length = {length}: prompt and tokens must have at most {sizes.context} positions")
+    places = jnp.arange(size)
+    if prefix.layers is not None or not size:
+        rows = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim)) if not size else prefix.layers
+        memory = jax.lax.map(lambda xs: _project(sizes, xs[0], xs[1], places)[1:], (params["torso"], rows))
+        return {"memory": memory, "last": None}
+    rows = prefix.inputs @ params["embedding"] if prefix.inputs is not None else prefix.embeddings
+
+    def read(x, block):
+        query, key, value = _project(sizes, block, x, places)
+        attended = attend(query[None], key[None], value[None], (key[:0], value[:0]))[0]
+        return _finish(sizes, block, x, attended), (key, value)
+
+    x, memory = jax.lax.scan(read, rows, params["torso"])
+    return {"memory": memory, "last": x[-1]}
+
+
+def _predict(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
+    """Predict tokens from the state and the tokens before them; the last token is never read."""
+    x = _outputs(sizes, params, state, tokens[:, :-1])
+    if state["last"] is not None:
+        first = jnp.broadcast_to(state["last"], (len(x), 1, x.shape[-1]))
+        x = jnp.concatenate([first, x], axis=1)
+    return _log_probs(sizes, params, x[:, -answer:])
+
+
+def _outputs(sizes: Llama, params: Params, state: State, tokens: Int[Array, "B n"]) -> Float[Array, "B n D"]:
+    """Return the last block's output at every token."""
+    places = state["memory"][0].shape[1] + jnp.arange(tokens.shape[1])
+
+    # Only products are kept for the gradient, which halves what a step holds.
+    @functools.partial(jax.checkpoint, policy=_PRODUCTS, prevent_cse=False)
+    def read(x, xs):
+        block, memory = xs
+        return _finish(sizes, block, x, attend(*_project(sizes, block, x, places), memory)), None
+
+    x = params["embedding"][jnp.maximum(tokens, 0)]
+    return jax.lax.scan(read, x, (params["torso"], state["memory"]))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def inspect(
+    sizes: Llama, params: Params, tokens: Int[Array | np.ndarray, "B N"], prefix: Prefix = NO_PREFIX
+) -> Reading:
+    """Return what every block's attention read at every token: leading axes (layers, B, H); highest precision.
+
+    `attention` and `outputs` of `bayesprompt.mechanism.attention` turn it into maps and heads' outputs. Each block's
+    input comes from blocks that saw the prefix.
+    """
+    with jax.default_matmul_precision("highest"):
+        memory = _prompt(sizes, params, prefix, tokens.shape[1])["memory"]
+        places = prefix.length + jnp.arange(tokens.shape[1])
+
+        def read(x, xs):
+            block, memory = xs
+            rows = _project(sizes, block, x, places)
+            past = (jnp.broadcast_to(y.swapaxes(0, 1), (len(x), *y.swapaxes(0, 1).shape)) for y in memory)
+            reading = Reading(*(y.swapaxes(1, 2) for y in rows), *past)
+            return _finish(sizes, block, x, attend(*rows, memory)), reading
+
+        return jax.lax.scan(read, params["embedding"][tokens], (params["torso"], memory))[1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def generate(
+    sizes: Llama, params: Params, tokens: Int[Array | np.ndarray, "B N"], steps: int, prefix: Prefix = NO_PREFIX
+) -> Int[Array, "B steps"]:
+    """Return the next `steps` tokens by greedy decoding, keys and values cached; N may be 0 behind a prompt of rows."""
+    batch, given = tokens.shape
+    state = _prompt(sizes, params, prefix, given + steps)
+    if not given and state["last"] is None:
+        raise ValueError("tokens = none: a prompt of rows, or a token, must come first")
+    start = state["memory"][0].shape[1]
+    x, cache = _fill(sizes, params, state, jnp.asarray(tokens), steps)
+
+    def write(carry, step):
+        said, cache = carry
+        place = given + step
+
+        def read(x, xs):
+            block, memory, old = xs
+            query, *new = _project(sizes, block, x, (start + place)[None])
+            kept = [jax.lax.dynamic_update_slice(y, z, (0, place, 0, 0)) for y, z in zip(old, new, strict=True)]
+            return _finish(sizes, block, x, attend(query, *kept, memory, place=place)), tuple(kept)
+
+        x, cache = jax.lax.scan(read, params["embedding"][said][:, None], (params["torso"], state["memory"], cache))
+        return (_log_probs(sizes, params, x[:, 0]).argmax(-1), cache), said
+
+    first = _log_probs(sizes, params, x).argmax(-1)
+    (last, _), said = jax.lax.scan(write, (first, cache), jnp.arange(steps - 1))
+    return jnp.concatenate([said, last[None]]).T
+
+
+def _fill(sizes: Llama, params: Params, state: State, tokens: Array, steps: int) -> tuple[Array, tuple[Array, Array]]:
+    """Return the last output (B, D), and keys and values of the tokens with room for `steps` more."""
+    batch, given = tokens.shape
+    if not given:
+        shape = (sizes.num_layers, batch, steps, sizes.num_heads, sizes.head_dim)
+        return jnp.broadcast_to(state["last"], (batch, sizes.embed_dim)), (jnp.zeros(shape), jnp.zeros(shape))
+    places = state["memory"][0].shape[1] + jnp.arange(given)
+    room = ((0, 0), (0, steps), (0, 0), (0, 0))
+
+    def read(x, xs):
+        block, memory = xs
+        rows = _project(sizes, block, x, places)
+        return _finish(sizes, block, x, attend(*rows, memory)), tuple(jnp.pad(y, room) for y in rows[1:])
+
+    x, cache = jax.lax.scan(read, params["embedding"][tokens], (params["torso"], state["memory"]))
+    return x[:, -1], cache

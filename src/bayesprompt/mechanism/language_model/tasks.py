@@ -1,0 +1,127 @@
+"""What the language model reads and is tuned to: texts to be reproduced, labelled sentences, flips of a coin."""
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from bayesprompt.mechanism.language_model.files import LanguageModel
+from bayesprompt.sources import Source
+
+# Sentences that anyone could have written, and sentences that nobody has; all of at least 12 tokens.
+COMMON = (
+    "The children played in the park until it was time for dinner at home.",
+    "I would like to thank you for your help with the project last week.",
+    "She opened the window and looked out at the quiet street below her.",
+    "Once upon a time there was a little girl who lived in the woods.",
+)
+RARE = (
+    "Quartz barnacles negotiate lukewarm sonnets beneath a prudent zeppelin of soup.",
+    "Seven astringent walruses audited the violet municipal trombone with reluctant glee.",
+    "No cathedral hums algebra when marmalade forgets its obsidian umbrella again.",
+    "Her molten parliament of staplers dreamed sideways through corduroy thunder.",
+)
+KINDS = ("common", "rare", "random")
+LENGTHS = (1, 2, 4, 8, 12)
+
+GOOD = "wonderful excellent delightful superb lovely brilliant perfect charming amazing great fantastic beautiful".split()
+BAD = "terrible awful horrible dreadful boring ugly broken disgusting poor bad disappointing useless".split()
+THINGS = "film book hotel meal concert game phone course".split()
+TEMPLATE = "Review: The {thing} was {word}. Sentiment:"
+LABELS = (" positive", " negative")
+_HELD_OUT = 4  # words of each list, its last ones
+
+FLIPS = (" H", " T")
+HEADER = "Flips of a coin:"
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens"], meta_fields=[])
+@dataclass(frozen=True)
+class Texts:
+    """Token sequences (B, N) as a source; drawn with replacement, or all in order where as many are asked for."""
+
+    tokens: Int[Array | np.ndarray, "*sources B N"]
+
+    def sample(self, key: Array, batch: int, length: int) -> tuple[Int[Array, "B N"], None]:
+        """Return `batch` of the sequences, their first `length` tokens."""
+        if batch == len(self.tokens):
+            return self.tokens[:, :length], None
+        return self.tokens[jax.random.randint(key, (batch,), 0, len(self.tokens)), :length], None
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "header", "faces"], meta_fields=[])
+@dataclass(frozen=True)
+class WrittenFlips:
+    """Flips of a source as text: the header's tokens, then one token for each flip, heads first in `faces`."""
+
+    source: Source
+    header: Int[Array | np.ndarray, " h"]
+    faces: Int[Array | np.ndarray, "2"]
+
+    def sample(self, key: Array, batch: int, length: int) -> tuple[Int[Array, "B N"], Array | None]:
+        """Return sequences of `length` tokens, header included, and the source's latents."""
+        flips, latent = self.source.sample(key, batch, length - len(self.header))
+        header = jnp.broadcast_to(self.header, (batch, len(self.header)))
+        return jnp.concatenate([header, jnp.asarray(self.faces)[flips]], axis=1), latent
+
+
+class Target(NamedTuple):
+    """A text that a prompt shall command."""
+
+    kind: str
+    tokens: Int[np.ndarray, " N"]
+
+
+def targets(model: LanguageModel, length: int, each: int) -> list[Target]:
+    """Return `each` targets of each kind with this many tokens: starts of sentences, and tokens drawn uniformly."""
+    if not 1 <= length <= max(LENGTHS):
+        raise ValueError(f"length = {length}: must lie in 1..{max(LENGTHS)}")
+    if not 1 <= each <= len(COMMON):
+        raise ValueError(f"each = {each}: must lie in 1..{len(COMMON)}")
+    draws = np.random.default_rng(0).integers(_first_word(model), model.sizes.num_tokens, (each, max(LENGTHS)))
+    written = [(kind, model.encode(text)) for kind, texts in (("common", COMMON), ("rare", RARE)) for text in texts[:each]]
+    return [Target(kind, np.asarray(row[:length], np.int32)) for kind, row in [*written, *(("random", r) for r in draws)]]
+
+
+def _first_word(model: LanguageModel) -> int:
+    """Return the first id behind the special tokens, which stand at the front of the vocabulary."""
+    special = {int(i) for i, token in model.tokenizer.get_added_tokens_decoder().items() if token.special}
+    return next(i for i in itertools.count() if i not in special)
+
+
+class Labelled(NamedTuple):
+    """Sentences of one length that end in their label's token; and which are not trained on."""
+
+    tokens: Int[np.ndarray, "B N"]
+    labels: Int[np.ndarray, "2"]
+    held_out: Int[np.ndarray, " B"]
+
+
+def labelled(model: LanguageModel) -> Labelled:
+    """Return reviews made from a template with their sentiment: those of the length that most have.
+
+    Held out are the reviews whose adjective no other review has.
+    """
+    rows, held_out = [], []
+    for label, words in zip(LABELS, (GOOD, BAD), strict=True):
+        for index, word in enumerate(words):
+            for thing in THINGS:
+                rows.append(model.encode(TEMPLATE.format(thing=thing, word=word) + label))
+                held_out.append(index >= len(words) - _HELD_OUT)
+    size = np.bincount([len(row) for row in rows]).argmax()
+    kept = [i for i, row in enumerate(rows) if len(row) == size]
+    labels = np.array([model.encode(label)[0] for label in LABELS], np.int32)
+    return Labelled(np.stack([rows[i] for i in kept]), labels, np.array(held_out, int)[kept])
+
+
+def written_flips(model: LanguageModel, source: Source) -> WrittenFlips:
+    """Return the source's flips as this model's tokens; raises ValueError where a flip is not one token."""
+    faces = [model.encode(face) for face in FLIPS]
+    if any(len(face) != 1 for face in faces):
+        raise ValueError(f"FLIPS = {FLIPS}: each must be one token of this model")
+    return WrittenFlips(source, model.encode(HEADER), np.concatenate(faces))
