@@ -20,6 +20,7 @@ from bayesprompt.experiments import (
 )
 from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
 from bayesprompt.mechanism.gpt import GPT, make_gpt
+from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS
 from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, make_predictor
 from bayesprompt.sources import Source
 from bayesprompt.store import (
@@ -33,8 +34,8 @@ from bayesprompt.store import (
 )
 from bayesprompt.tuners import make_tuner
 
-ALL = EXPERIMENTS | DIGIT_EXPERIMENTS
-ARCHITECTURES = ("bayes", "lstm", "transformer", "gpt")
+ALL = EXPERIMENTS | DIGIT_EXPERIMENTS | LANGUAGE_EXPERIMENTS
+ARCHITECTURES = ("bayes", "lstm", "transformer", "gpt", "llama")
 
 
 class Cell(NamedTuple):

@@ -35,7 +35,9 @@ from bayesprompt.store import RefusedFileError, Store, device, make_folder, read
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ScaleOption = Annotated[str, typer.Option("--scale", help="smoke, quick or paper")]
-ArchitectureOption = Annotated[str | None, typer.Option("--architecture", help="bayes, lstm, transformer or gpt")]
+ArchitectureOption = Annotated[
+    str | None, typer.Option("--architecture", help="bayes, lstm, transformer, gpt or llama")
+]
 MethodOption = Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")]
 SeedOption = Annotated[int, typer.Option("--seed", help="another seed is another set of cells")]
 CHOICES = [*(name for name, experiment in ALL.items() if experiment.figures != SWEPT), *SWEEPS]
@@ -73,6 +75,8 @@ def run(
 def _result(dataset: xr.Dataset) -> str:
     if "accuracy" in dataset:
         return f"best accuracies {', '.join(f'{best:.1%}' for best in dataset.accuracy.values.max(axis=1))}"
+    if "regret" not in dataset:
+        return dataset.attrs["summary"]
     last = int(dataset.n[-1])
     return f"R({last}) = {float(dataset.regret.sel(n=last).median()):.3f} nats"
 

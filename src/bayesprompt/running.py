@@ -28,6 +28,8 @@ from bayesprompt.devices import part_size
 from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS, SCALES
 from bayesprompt.fitting import fit
 from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS
+from bayesprompt.mechanism.language_model.running import compute_language
 from bayesprompt.mechanism.running import compute_digits
 from bayesprompt.predictors import Params, Predictor, make_predictor
 from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
@@ -57,6 +59,9 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
             dataset, arrays = compute_digits(cell, store, progress)
             if arrays is not None:
                 store.save_arrays(cell.name, arrays)
+        elif cell.experiment in LANGUAGE_EXPERIMENTS:
+            config = cell_config(cell)
+            dataset = compute_language(cell, store, progress)
         elif makes_network(cell):
             config = cell_config(cell)
             dataset, params = _network(cell, store, progress)

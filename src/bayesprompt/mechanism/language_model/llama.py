@@ -32,7 +32,7 @@ class Llama:
     rope_base: float = 1e5
     norm_epsilon: float = 1e-5
     tied: bool = True  # the unembedding is the embedding
-    sequences_in_cache: ClassVar[int] = 1  # at a time: log-probabilities over the vocabulary are large
+    sequences_in_cache: int = 1  # at a time in training: log-probabilities of 64 tokens over the vocabulary are 13 MB
     side_by_side: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -120,13 +120,13 @@ class Projected(NamedTuple):
 
 
 def _norm(x: Array, scale: Array, epsilon: float) -> Array:
-    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
 def _rotate(x: Float[Array, "*batch n H d"], places: Int[Array, " n"], base: float) -> Float[Array, "*batch n H d"]:
     """Turn pairs of coordinates (i, i + d/2) by angles proportional to the position (Su et al. 2021)."""
     half = x.shape[-1] // 2
-    angle = places[:, None] * base ** (-jnp.arange(half) / half)
+    angle = places[:, None] * base ** (-jnp.arange(half) / half)[None]
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
     cos, sin = (jnp.expand_dims(y, tuple(range(x.ndim - 3))) for y in (cos, sin))
     first, second = x[..., :half], x[..., half:]

@@ -29,11 +29,14 @@ RARE = (
 KINDS = ("common", "rare", "random")
 LENGTHS = (1, 2, 4, 8, 12)
 
-GOOD = "wonderful excellent delightful superb lovely brilliant perfect charming amazing great fantastic beautiful".split()
+GOOD = (
+    "wonderful excellent delightful superb lovely brilliant perfect charming amazing great fantastic beautiful".split()
+)
 BAD = "terrible awful horrible dreadful boring ugly broken disgusting poor bad disappointing useless".split()
 THINGS = "film book hotel meal concert game phone course".split()
-TEMPLATE = "Review: The {thing} was {word}. Sentiment:"
-LABELS = (" positive", " negative")
+# The labels' names say nothing: what they mean has to come from the prefix.
+TEMPLATE = "The {thing} was {word}. Class:"
+LABELS = (" A", " B")
 _HELD_OUT = 4  # words of each list, its last ones
 
 FLIPS = (" H", " T")
@@ -84,8 +87,12 @@ def targets(model: LanguageModel, length: int, each: int) -> list[Target]:
     if not 1 <= each <= len(COMMON):
         raise ValueError(f"each = {each}: must lie in 1..{len(COMMON)}")
     draws = np.random.default_rng(0).integers(_first_word(model), model.sizes.num_tokens, (each, max(LENGTHS)))
-    written = [(kind, model.encode(text)) for kind, texts in (("common", COMMON), ("rare", RARE)) for text in texts[:each]]
-    return [Target(kind, np.asarray(row[:length], np.int32)) for kind, row in [*written, *(("random", r) for r in draws)]]
+    written = [
+        (kind, model.encode(text)) for kind, texts in (("common", COMMON), ("rare", RARE)) for text in texts[:each]
+    ]
+    return [
+        Target(kind, np.asarray(row[:length], np.int32)) for kind, row in [*written, *(("random", r) for r in draws)]
+    ]
 
 
 def _first_word(model: LanguageModel) -> int:
