@@ -6,13 +6,13 @@ cell that it needs is missing it is not judged. Claims about exact mathematics a
 
 import json
 
-from bayesprompt.claims import genewein, petrov, theory
+from bayesprompt.claims import genewein, language, petrov, theory
 from bayesprompt.claims.judging import Judgement, Results
 from bayesprompt.store import SHIPPED, Store, write_atomically
 
 RECORD = SHIPPED / "verdicts.json"
-_ALL = genewein.CLAIMS | theory.CLAIMS | petrov.CLAIMS
-CLAIMS = {name: _ALL[name] for name in sorted(_ALL, key=lambda name: ("GEP".index(name[0]), int(name[1:])))}
+_ALL = genewein.CLAIMS | theory.CLAIMS | petrov.CLAIMS | language.CLAIMS
+CLAIMS = {name: _ALL[name] for name in sorted(_ALL, key=lambda x: ("GEP".index(x[0]), int(x[1:].rstrip("b")), x))}
 
 
 def evaluate(claim: str, store: Store | None = None) -> Judgement:

@@ -88,7 +88,8 @@ LANGUAGE_EXPERIMENTS = {
         {"NoTuning": None, "PrefixTuning": FitConfig(100, 16, 16, 1e-2)}, 10,
     ),
     "language-model-labels-1": LanguageExperiment(
-        "Reviews in two classes, with a prefix of one row", "Figures 5 and 6", {"PrefixTuning": FitConfig(100, 16, 16, 1e-2)}, 1
+        "Reviews in two classes, with a prefix of one row", "Figures 5 and 6",
+        {"PrefixTuning": FitConfig(100, 16, 16, 1e-2)}, 1,
     ),
     "language-model-coin": LanguageExperiment(
         "Flips of a coin as text", "Eq. 6 in a real model",

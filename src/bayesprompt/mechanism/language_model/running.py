@@ -19,9 +19,11 @@ from bayesprompt.mechanism.language_model.experiments import (
     tuning_at,
 )
 from bayesprompt.mechanism.language_model.files import SMOLLM2, LanguageModel, load
+from bayesprompt.mechanism.language_model.identities import Errors, identity_errors, prefix_use, read_layers
 from bayesprompt.mechanism.language_model.llama import generate, make_llama
 from bayesprompt.mechanism.language_model.tasks import (
     LENGTHS,
+    Labelled,
     Target,
     Texts,
     labelled,
@@ -218,11 +220,27 @@ def _labels(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset:
     predictor = make_llama(replace(model.sizes, sequences_in_cache=_SHORT), answer=1)
     prefix, extra = _tuned(cell, store, predictor, Texts(train), progress, train.shape[1])
     log_probs = label_log_probs(model, data.tokens, data.labels, prefix)
+    if prefix.length:
+        extra |= _inside(model, data, prefix, jax.random.normal(stream(cell, "init"), prefix.layers.shape))
     return xr.Dataset(extra).assign(
         label_log_probs=(("sentence", "label"), log_probs, {"units": "nats"}),
         correct=("sentence", (data.labels[log_probs.argmax(axis=1)] == data.tokens[:, -1]).astype(np.int8)),
         held_out=("sentence", data.held_out.astype(np.int8)),
     )
+
+
+def _inside(model: LanguageModel, data: Labelled, prefix: Prefix, drawn: jax.Array) -> dict:
+    """Return what the prefix, and one that was only drawn, do inside: on the reviews that were not trained on."""
+    tokens = data.tokens[data.held_out == 1][:, :-1]
+    readings, unlearned = (read_layers(model.sizes, model.params, tokens, p) for p in (prefix, Prefix(layers=drawn)))
+    errors = [identity_errors(each) for each in (readings, unlearned)]
+    axes = ("rows", "layer", "head")  # rows: tuned, drawn
+    stored = {f"{name}_error": (axes, np.stack([getattr(e, name) for e in errors])) for name in Errors._fields}
+    if prefix.length > 1:  # one row's share of the attention within the prefix is 1
+        use = prefix_use(readings, tokens.shape[1] - 1)
+        stored["range"] = (("layer", "level", "head", "position"), use.ranges.astype(np.float32))
+        stored["directions"] = (("layer", "head"), use.directions.astype(np.float32))
+    return stored
 
 
 def label_log_probs(
