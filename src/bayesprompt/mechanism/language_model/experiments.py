@@ -67,7 +67,7 @@ class LanguageExperiment:
 
     def config(self, architecture: str, method: str, scale: str, network_hash: str | None) -> dict[str, Any]:
         """Return what decides a cell's numbers, besides its name and seed, as JSON values."""
-        config = {"file": self.network, "scale": LANGUAGE_SCALES[scale]._asdict(), "prefix_length": self.rows}
+        config = {"file": self.network, "amounts": LANGUAGE_SCALES[scale]._asdict(), "prefix_length": self.rows}
         fit = tuning_at(self, method, scale)
         return config | ({} if fit is None else {"fit": asdict(fit)})
 

@@ -1,0 +1,155 @@
+"""Pictures of the language model: attention behind a prefix, texts that a token commands, flips written as text."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+
+from bayesprompt.attention_plots import one_head, say_missing
+from bayesprompt.mechanism.attention import (
+    Reading,
+    attention,
+    bias_decomposition,
+    content_only,
+    outputs,
+    relative_content_attention,
+)
+from bayesprompt.mechanism.language_model.running import COINS
+from bayesprompt.mechanism.language_model.tasks import KINDS
+from bayesprompt.plotting import FAINT, METHOD_COLORS, add_provenance
+from bayesprompt.subspace_plots import range_bars
+
+KIND_COLORS = dict(zip(KINDS, ("#44aa99", "#e69f00", "#882255"), strict=True))
+
+
+def attention_panels(readings: list[Reading], words: list[str], layer: int, head: int) -> Figure:
+    """Draw one head's attention with the prefix, the same within the content, and without the prefix (Figure 5)."""
+    reading = one_head(readings[layer], 0, head)
+    found, size = attention(reading), reading.prefix_key.shape[0]
+    panels = {
+        "with the prefix": np.concatenate(found, axis=-1),
+        "its content, renormalised": relative_content_attention(reading),
+        "without the prefix": attention(content_only(reading)).content,
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), width_ratios=[size + len(words), len(words), len(words)])
+    for ax, (title, weights) in zip(axes, panels.items(), strict=True):
+        picture = ax.imshow(weights, cmap="magma_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        ax.set(title=title, xticks=[], yticks=[])
+    axes[0].axvline(size - 0.5, color="black", linewidth=1)
+    axes[0].set_yticks(range(len(words)), words, fontsize=8)
+    axes[0].set_xlabel(f"{size} prefix rows, then the text")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="attention")
+    figure.suptitle(f"layer {layer + 1}, head {head + 1}", fontsize=10.5)
+    return figure
+
+
+def output_panels(readings: list[Reading], words: list[str], layer: int, head: int) -> Figure:
+    """Draw one head's outputs with the prefix, and bias plus what is kept of those without it (Figure 6)."""
+    reading = one_head(readings[layer], 0, head)
+    whole, parts = outputs(reading), bias_decomposition(reading)
+    panels = {
+        "output with the prefix": whole,
+        "bias + kept": parts.bias + parts.kept,
+        "the bias alone": parts.bias,
+        "without the prefix": outputs(content_only(reading)),
+    }
+    limit = max(float(np.abs(x).max()) for x in panels.values())
+    figure, axes = plt.subplots(1, 4, figsize=(9, 2.9), sharey=True)
+    for ax, (title, values) in zip(axes, panels.items(), strict=True):
+        picture = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        ax.set_title(title, fontsize=9.5)
+        ax.set_xticks([])
+    axes[0].set_yticks(range(len(words)), words, fontsize=8)
+    figure.supxlabel(f"{whole.shape[1]} coordinates of the head's output", fontsize=10)
+    figure.colorbar(picture, ax=axes, shrink=0.8)
+    return figure
+
+
+def reached_bars(soft: xr.Dataset | None, hard: xr.Dataset | None) -> Figure:
+    """Draw the share of targets that are reached, by kind and length: one soft token, any hard one, the own first."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.1), sharey=True)
+    bars = {
+        "one soft token": (soft, "reached", METHOD_COLORS["SoftPT"], ""),
+        "any of all tokens": (hard, "reached", METHOD_COLORS["HardPT"], "//"),
+        "its own first token": (hard, "own_first", METHOD_COLORS["NoTuning"], ".."),
+    }
+    for kind, ax in enumerate(axes):
+        for place, (label, (dataset, name, color, hatch)) in enumerate(bars.items()):
+            if dataset is None:
+                continue
+            lengths = np.unique(dataset.length.values)
+            mine = [(dataset.length.values == n) & (dataset.kind.values == kind) for n in lengths]
+            share = [_any_start(dataset[name].values)[chosen].mean() for chosen in mine]
+            at = np.arange(len(lengths)) + 0.27 * (place - 1)
+            ax.bar(at, share, 0.25, color=color, hatch=hatch, edgecolor="white", label=label)
+            ax.plot(at, [0] * len(at), ".", color=color, markersize=4, clip_on=False)  # so that nothing shows, too
+            ax.set_xticks(range(len(lengths)), lengths)
+        ax.set(title=f"{KINDS[kind]} text", ylim=(0, 1), xlabel="tokens in the target")
+    if soft is None and hard is None:
+        say_missing(axes[1])
+    else:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    axes[0].set_ylabel("share of targets reached")
+    return add_provenance(figure, [soft, hard])
+
+
+def _any_start(reached: np.ndarray) -> Bool[np.ndarray, " targets"]:
+    return reached.astype(bool).reshape(len(reached), -1).any(axis=1)
+
+
+def layer_ranges(dataset: xr.Dataset | None, head: int = 0) -> Figure:
+    """Draw the range of attention on each prefix row in every layer, for one head (in place of Figure 7)."""
+    if dataset is None:
+        figure, ax = plt.subplots(figsize=(7, 2))
+        say_missing(ax)
+        return add_provenance(figure, [None])
+    layers = dataset.sizes["layer"]
+    figure, axes = plt.subplots(-(-layers // 6), 6, figsize=(9, 1.35 * -(-layers // 6)), sharex=True, sharey=True)
+    for layer, ax in enumerate(axes.flat):
+        range_bars(ax, dataset.range.values[layer, :, head], METHOD_COLORS["SoftPT"])
+        ax.set_title(f"layer {layer + 1}", fontsize=8.5, pad=3)
+    figure.supxlabel("prefix row", fontsize=10)
+    figure.supylabel("attention within the prefix", fontsize=10)
+    return add_provenance(figure, [dataset])
+
+
+def laplace(flipped_heads: np.ndarray) -> Float[np.ndarray, "*sequences n"]:
+    """Return (heads seen + 1) / (flips seen + 2) before each flip: the Bayes predictor of random coins."""
+    seen = np.cumsum(flipped_heads, axis=-1, dtype=float) - flipped_heads
+    return (seen + 1) / (np.arange(flipped_heads.shape[-1]) + 2)
+
+
+def excess(dataset: xr.Dataset, coins: int) -> Float[np.ndarray, " n"]:
+    """Return the mean cumulative log-loss over Laplace's rule, nats, of the model's belief in heads given a flip."""
+    flips = dataset.flipped_heads.values[coins].astype(bool)
+    beliefs = (dataset.heads.values[coins].astype(float), laplace(flips))
+    model, rule = (-np.log(np.where(flips, belief, 1 - belief)) for belief in beliefs)
+    return np.cumsum((model - rule).mean(axis=0))
+
+
+def coin_panels(before: xr.Dataset | None, after: xr.Dataset | None) -> Figure:
+    """Draw beliefs against Laplace's rule on random coins, and cumulative log-loss over it, without and with prompt."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2))
+    given = {"without a prompt": (before, "NoTuning", ":"), "after the soft prompt": (after, "SoftPT", "-")}
+    if before is not None:
+        rule = laplace(before.flipped_heads.values[0])
+        for n, color in ((10, "#4d9be6"), (50, "#332288")):
+            axes[0].plot(rule[:, n], before.heads.values[0, :, n], ".", color=color, label=f"after {n} flips")
+        axes[0].plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
+        axes[0].legend(fontsize=8, loc="upper left")
+    else:
+        say_missing(axes[0])
+    axes[0].set(xlim=(0, 1), ylim=(0, 1), xlabel="Laplace's rule", ylabel="model's probability of heads")
+    axes[0].set_title("random coins, no prompt", fontsize=10)
+    for coins, (name, ax) in enumerate(zip(COINS, axes[1:], strict=True)):
+        for label, (dataset, method, line) in given.items():
+            if dataset is not None:
+                curve = excess(dataset, coins)
+                steps = np.arange(1, len(curve) + 1)
+                ax.plot(steps, curve, color=METHOD_COLORS[method], linestyle=line, label=label)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_title(f"log-loss on {name}", fontsize=10)
+        ax.set(xlabel="flips", ylabel="nats more than Laplace's rule")
+        ax.legend(fontsize=8, loc="best")
+    return add_provenance(figure, [before, after])
