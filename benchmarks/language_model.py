@@ -1,4 +1,4 @@
-"""How long does a tuning step of a real language model take, and how much memory?
+"""How long does a tuning step of a real language model take, and how much memory does it need?
 
 With `--python PYTHON`, a Python that has torch, transformers and peft, PEFT's step of the same method on the same model
 and batch takes turns with ours, in a process of its own.

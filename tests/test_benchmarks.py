@@ -76,3 +76,12 @@ def test_a_wrong_folder_of_the_sorting_experiments_code_is_one_line_and_exit_cod
 def test_a_wrong_option_is_one_line_and_exit_code_2(options, message):
     done = run("tuning", *options)
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_language_model_prints_time_and_memory():
+    done = run("language_model", "--cases", "0", "--steps", "1", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    row, last = done.stdout.splitlines()
+    assert row.startswith("SoftPT 1 x 13") and " ms " in row and "MiB" in row and "ratio" not in row
+    assert "GFLOP/s in products" in last

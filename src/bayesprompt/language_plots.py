@@ -1,5 +1,8 @@
 """Pictures of the language model: attention behind a prefix, texts that a token commands, flips written as text."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
@@ -7,6 +10,7 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from bayesprompt.attention_plots import one_head, say_missing
+from bayesprompt.cells import Cell, load_cell
 from bayesprompt.mechanism.attention import (
     Reading,
     attention,
@@ -15,12 +19,54 @@ from bayesprompt.mechanism.attention import (
     outputs,
     relative_content_attention,
 )
-from bayesprompt.mechanism.language_model.running import COINS
+from bayesprompt.mechanism.language_model.files import packaged_file, the_model
+from bayesprompt.mechanism.language_model.identities import read_layers
+from bayesprompt.mechanism.language_model.running import COINS, load_prefix
 from bayesprompt.mechanism.language_model.tasks import KINDS
 from bayesprompt.plotting import FAINT, METHOD_COLORS, add_provenance
+from bayesprompt.store import Store
 from bayesprompt.subspace_plots import range_bars
 
-KIND_COLORS = dict(zip(KINDS, ("#44aa99", "#e69f00", "#882255"), strict=True))
+# What the model reads in every picture of its attention: a review that no prefix was tuned on.
+SENTENCE = "The hotel was disappointing. Class:"
+
+
+class Read(NamedTuple):
+    """A sentence behind a stored prefix: its tokens as text, what each layer's attention read, the prefix's cell."""
+
+    words: list[str]
+    readings: list[Reading]
+    dataset: xr.Dataset
+
+
+def read_sentence(store: Store, experiment: str, scale: str = "paper", text: str = SENTENCE) -> Read | None:
+    """Let the model read a text behind a stored prefix; None where the model's package or the prefix is missing."""
+    cell = Cell(experiment, "llama", "PrefixTuning", scale)
+    prefix = load_prefix(cell, store)
+    if prefix is None or packaged_file() is None:
+        return None
+    model = the_model()
+    tokens = model.encode(text)
+    readings = read_layers(model.sizes, model.params, tokens[None], prefix)
+    return Read([model.decode([token]) for token in tokens], readings, load_cell(cell, store))
+
+
+def one_row_attention(store: Store, place: tuple[int, int], scale: str = "paper") -> Figure:
+    """Draw attention behind a prefix of one row, for one (layer, head), 0-based (Figure 5)."""
+    return _behind_one_row(store, place, scale, attention_panels)
+
+
+def one_row_outputs(store: Store, place: tuple[int, int], scale: str = "paper") -> Figure:
+    """Draw a head's outputs behind a prefix of one row, for one (layer, head), 0-based (Figure 6)."""
+    return _behind_one_row(store, place, scale, output_panels)
+
+
+def _behind_one_row(store: Store, place: tuple[int, int], scale: str, draw: Callable[..., Figure]) -> Figure:
+    if (read := read_sentence(store, "language-model-labels-1", scale)) is None:
+        figure, ax = plt.subplots(figsize=(7, 2))
+        say_missing(ax)
+        return add_provenance(figure, [None])
+    return add_provenance(draw(read.readings, read.words, *place), [read.dataset])
 
 
 def attention_panels(readings: list[Reading], words: list[str], layer: int, head: int) -> Figure:

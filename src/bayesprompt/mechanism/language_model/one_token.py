@@ -1,0 +1,143 @@
+"""What one token makes the language model write: soft tokens tuned to a text, and all hard ones tried."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Int
+
+from bayesprompt.cells import Cell, cell_config, stream
+from bayesprompt.fitting import fit
+from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
+from bayesprompt.mechanism.language_model.files import LanguageModel, the_model
+from bayesprompt.mechanism.language_model.llama import generate
+from bayesprompt.mechanism.language_model.tasks import LENGTHS, Target, Texts, targets
+from bayesprompt.prefixes import Prefix
+from bayesprompt.store import Store
+from bayesprompt.tuners import make_tuner
+
+_BATCH = 256  # contexts of a token or a few that are read at a time
+
+
+def _every_target(cell: Cell, model: LanguageModel) -> list[Target]:
+    at = LANGUAGE_SCALES[cell.scale]
+    return [target for length in at.lengths for target in targets(model, length, at.each)]
+
+
+def _described(found: list[Target]) -> xr.Dataset:
+    """Return the targets as a dataset: kind (an index of KINDS), length, tokens padded with -1."""
+    tokens = np.full((len(found), max(LENGTHS)), -1, np.int32)
+    for row, target in zip(tokens, found, strict=True):
+        row[: len(target.tokens)] = target.tokens
+    kinds = list(dict.fromkeys(target.kind for target in found))
+    return xr.Dataset(
+        {
+            "kind": ("target", np.array([kinds.index(target.kind) for target in found], np.int32)),
+            "length": ("target", np.array([len(target.tokens) for target in found], np.int32)),
+            "tokens": (("target", "place"), tokens),
+        }
+    )
+
+
+def commanded(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset:
+    """Tune one soft token to each target from several starts; all targets of a length side by side."""
+    model, at = the_model(), LANGUAGE_SCALES[cell.scale]
+    config, experiment = cell_config(cell), LANGUAGE_EXPERIMENTS[cell.experiment]
+    tuner = make_tuner("SoftPT", model.sizes, experiment.rows)
+    said, losses, reached, prefixes, checkpoints = [], [], [], [], []
+    for index, length in enumerate(at.lengths):
+        found = targets(model, length, at.each)
+        rows = np.repeat(np.stack([target.tokens for target in found]), at.starts, axis=0)
+        settings = replace(tuning_at(experiment, "SoftPT", cell.scale), length=length)
+        checkpoints.append(store.checkpoint(cell.name, config | {"target length": length}))
+
+        def advance(step, loss, done=index * settings.steps):
+            if progress is not None:
+                progress((done + step) / len(at.lengths), loss)
+
+        phi, loss = fit(
+            model.predictor, tuner, model.params, Texts(rows[:, None]), settings, stream(cell, "tune"), len(rows),
+            checkpoints[-1], advance, sources=True,
+        )  # fmt: skip
+        spoken = np.stack([command(model, Prefix(embeddings=jnp.asarray(p)), length) for p in phi])
+        said.append(np.pad(spoken, ((0, 0), (0, max(LENGTHS) - length)), constant_values=-1))
+        reached.append((spoken == rows).all(axis=1))
+        losses.append(loss)
+        prefixes.append(np.asarray(phi)[:, 0])
+    split = [np.concatenate(x).reshape(-1, at.starts, *x[0].shape[1:]) for x in (said, losses, reached, prefixes)]
+    said, losses, reached, prefixes = split
+    best = losses[..., -1].argmin(axis=1)  # of the starts; its prompt is kept
+    each = np.arange(len(best))
+    dataset = _described(_every_target(cell, model)).assign(
+        said=(("target", "start", "place"), said.astype(np.int32)),
+        tuning_loss=(("target", "start", "step"), losses, {"units": "nats a target"}),
+        reached=(("target", "start"), reached.astype(np.int8)),
+        prefix=(("target", "feature"), prefixes[each, best]),
+    )
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
+    return dataset
+
+
+def command(model: LanguageModel, prefix: Prefix, steps: int) -> Int[np.ndarray, " steps"]:
+    """Return what greedy decoding writes behind a prompt of rows."""
+    return np.asarray(generate(model.sizes, model.params, np.zeros((1, 0), np.int32), steps, prefix)[0])
+
+
+def commanded_by_hard(cell: Cell) -> xr.Dataset:
+    """Find which targets some token of the vocabulary commands, and which their own first token does."""
+    model = the_model()
+    found = _every_target(cell, model)
+    number = hard_tokens_reaching(model, [target.tokens for target in found])
+    own = [_continues(model, target.tokens) for target in found]
+    return _described(found).assign(
+        reached=("target", (number > 0).astype(np.int8)),
+        number=("target", number.astype(np.int32), {"units": "tokens"}),
+        own_first=("target", np.array(own, np.int8)),
+    )
+
+
+def hard_tokens_reaching(model: LanguageModel, wanted: list[np.ndarray]) -> Int[np.ndarray, " targets"]:
+    """Return how many of all tokens make greedy decoding write each target: an exhaustive search.
+
+    After every step only the tokens are kept that have written the start of some target.
+    """
+    contexts = np.arange(model.sizes.num_tokens, dtype=np.int32)[:, None]
+    number = np.zeros(len(wanted), int)
+    for step in range(max(len(target) for target in wanted)):
+        contexts = np.concatenate([contexts, next_tokens(model, contexts)[:, None]], axis=1)
+        starts = {tuple(target[: step + 1]) for target in wanted if len(target) > step}
+        contexts = contexts[[tuple(row[1:]) in starts for row in contexts.tolist()]]
+        for index, target in enumerate(wanted):
+            if len(target) == step + 1:
+                number[index] = (contexts[:, 1:] == target).all(axis=1).sum()
+        if not len(contexts):
+            break
+    return number
+
+
+def next_tokens(model: LanguageModel, contexts: Int[np.ndarray, "B N"]) -> Int[np.ndarray, " B"]:
+    """Return the most probable next token of each context."""
+    said = []
+    for start in range(0, len(contexts), _BATCH):
+        part = contexts[start : start + _BATCH]
+        filled = np.pad(part, ((0, _BATCH - len(part)), (0, 0)))
+        said.append(np.asarray(generate(model.sizes, model.params, filled, 1))[: len(part), 0])
+    return np.concatenate(said) if said else np.zeros(0, np.int32)
+
+
+def _continues(model: LanguageModel, target: np.ndarray) -> bool:
+    """Tell whether the target's own first token makes greedy decoding write the rest of it."""
+    if len(target) == 1:
+        return True
+    said = np.asarray(generate(model.sizes, model.params, target[None, :1], len(target) - 1))[0]
+    return bool((said == target[1:]).all())
+
+
+def reached_by_length(dataset: xr.Dataset, name: str = "reached") -> dict[int, Bool[np.ndarray, "targets"]]:
+    """Return for each length which of its targets were reached (from any start)."""
+    reached = dataset[name].values.astype(bool)
+    reached = reached.any(axis=1) if reached.ndim == 2 else reached
+    return {int(n): reached[dataset.length.values == n] for n in np.unique(dataset.length.values)}

