@@ -24,6 +24,7 @@ from bayesprompt.mechanism.language_model.identities import read_layers
 from bayesprompt.mechanism.language_model.running import COINS, load_prefix
 from bayesprompt.mechanism.language_model.tasks import KINDS
 from bayesprompt.plotting import FAINT, METHOD_COLORS, add_provenance
+from bayesprompt.prefixes import NO_PREFIX
 from bayesprompt.store import Store
 from bayesprompt.subspace_plots import range_bars
 
@@ -39,15 +40,20 @@ class Read(NamedTuple):
     dataset: xr.Dataset
 
 
-def read_sentence(store: Store, experiment: str, scale: str = "paper", text: str = SENTENCE) -> Read | None:
-    """Let the model read a text behind a stored prefix; None where the model's package or the prefix is missing."""
+def read_sentence(
+    store: Store, experiment: str, scale: str = "paper", text: str = SENTENCE, tuned: bool = True
+) -> Read | None:
+    """Let the model read a text behind a stored prefix; None where the model's package or the prefix is missing.
+
+    With `tuned` False it reads the text alone.
+    """
     cell = Cell(experiment, "llama", "PrefixTuning", scale)
     prefix = load_prefix(cell, store)
     if prefix is None or packaged_file() is None:
         return None
     model = the_model()
     tokens = model.encode(text)
-    readings = read_layers(model.sizes, model.params, tokens[None], prefix)
+    readings = read_layers(model.sizes, model.params, tokens[None], prefix if tuned else NO_PREFIX)
     return Read([model.decode([token]) for token in tokens], readings, load_cell(cell, store))
 
 
@@ -62,16 +68,21 @@ def one_row_outputs(store: Store, place: tuple[int, int], scale: str = "paper") 
 
 
 def _behind_one_row(store: Store, place: tuple[int, int], scale: str, draw: Callable[..., Figure]) -> Figure:
-    if (read := read_sentence(store, "language-model-labels-1", scale)) is None:
-        figure, ax = plt.subplots(figsize=(7, 2))
-        say_missing(ax)
-        return add_provenance(figure, [None])
-    return add_provenance(draw(read.readings, read.words, *place), [read.dataset])
+    read = read_sentence(store, "language-model-labels-1", scale)
+    return add_provenance(draw(read, *place), [read and read.dataset])
 
 
-def attention_panels(readings: list[Reading], words: list[str], layer: int, head: int) -> Figure:
+def _missing() -> Figure:
+    figure, ax = plt.subplots(figsize=(7, 2))
+    say_missing(ax)
+    return figure
+
+
+def attention_panels(read: Read | None, layer: int, head: int) -> Figure:
     """Draw one head's attention with the prefix, the same within the content, and without the prefix (Figure 5)."""
-    reading = one_head(readings[layer], 0, head)
+    if read is None:
+        return _missing()
+    words, reading = read.words, one_head(read.readings[layer], 0, head)
     found, size = attention(reading), reading.prefix_key.shape[0]
     panels = {
         "with the prefix": np.concatenate(found, axis=-1),
@@ -90,9 +101,11 @@ def attention_panels(readings: list[Reading], words: list[str], layer: int, head
     return figure
 
 
-def output_panels(readings: list[Reading], words: list[str], layer: int, head: int) -> Figure:
+def output_panels(read: Read | None, layer: int, head: int) -> Figure:
     """Draw one head's outputs with the prefix, and bias plus what is kept of those without it (Figure 6)."""
-    reading = one_head(readings[layer], 0, head)
+    if read is None:
+        return _missing()
+    words, reading = read.words, one_head(read.readings[layer], 0, head)
     whole, parts = outputs(reading), bias_decomposition(reading)
     panels = {
         "output with the prefix": whole,
@@ -147,9 +160,7 @@ def _any_start(reached: np.ndarray) -> Bool[np.ndarray, " targets"]:
 def layer_ranges(dataset: xr.Dataset | None, head: int = 0) -> Figure:
     """Draw the range of attention on each prefix row in every layer, for one head (in place of Figure 7)."""
     if dataset is None:
-        figure, ax = plt.subplots(figsize=(7, 2))
-        say_missing(ax)
-        return add_provenance(figure, [None])
+        return add_provenance(_missing(), [None])
     layers = dataset.sizes["layer"]
     figure, axes = plt.subplots(-(-layers // 6), 6, figsize=(9, 1.35 * -(-layers // 6)), sharex=True, sharey=True)
     for layer, ax in enumerate(axes.flat):
@@ -157,6 +168,20 @@ def layer_ranges(dataset: xr.Dataset | None, head: int = 0) -> Figure:
         ax.set_title(f"layer {layer + 1}", fontsize=8.5, pad=3)
     figure.supxlabel("prefix row", fontsize=10)
     figure.supylabel("attention within the prefix", fontsize=10)
+    return add_provenance(figure, [dataset])
+
+
+def by_layer(
+    values: Float[np.ndarray, "layers H"] | None, label: str, dataset: xr.Dataset | None, highest: float = 1.0
+) -> Figure:
+    """Draw a quantity of each head against the layer, with the heads' mean."""
+    if values is None:
+        return add_provenance(_missing(), [None])
+    figure, ax = plt.subplots(figsize=(7, 2.8))
+    layers = np.arange(1, len(values) + 1)
+    ax.plot(layers, values, ".", color="#aaaaaa", markersize=5)
+    ax.plot(layers, values.mean(axis=1), color=METHOD_COLORS["SoftPT"])
+    ax.set(xlabel="layer", ylabel=label, xlim=(0.5, len(values) + 0.5), ylim=(-0.02 * highest, highest))
     return add_provenance(figure, [dataset])
 
 

@@ -151,6 +151,7 @@ def _label_ends(ax: Axes, ends: Mapping[str, float], lower: Mapping[str, str], s
         words = name + (f" ({lower[name]})" if name in lower else "")
         words += "" if ends[name] <= high else f" \u2191 {ends[name]:.1f}"
         line = {"arrowstyle": "-", "color": METHOD_COLORS[name], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0}
+        line["relpos"] = (0, 0.5)  # from the name's left end: a line from its middle would cross its neighbours
         dark = [0.7 * c for c in to_rgb(METHOD_COLORS[name])]  # small text needs more contrast than lines do
         style = {"va": "center", "fontsize": size, "color": dark, "annotation_clip": False}
         ax.annotate(words, (1, end), (1.05, place), across, across, line, **style)
@@ -203,8 +204,10 @@ def regret_bars(
             style = {"hatch": "///", "edgecolor": "white"} if method in lower else {}
             error = [[median - low], [high - median]]
             ax.bar(place, median, color=METHOD_COLORS[method], yerr=error, width=0.75, **style)
-            words = f"{median:.2f}".replace("-0.00", "0.00")
-            ax.annotate(words, (place, min(high, top)), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+            digits = 2 if abs(median) < 9.995 else 1 if abs(median) < 99.95 else 0
+            words, card = f"{median:.{digits}f}".replace("-0.00", "0.00"), {"facecolor": "white", "edgecolor": "none"}
+            style = {"fontsize": 6.5, "ha": "center", "bbox": card | {"boxstyle": "square,pad=0.05", "alpha": 0.8}}
+            ax.annotate(words, (place, min(high, top)), (0, 2), textcoords="offset points", zorder=4, **style)
         for method in (m for m in BAYES_METHODS if m in present):
             levels[method] = float(present[method]["regret"].values[0, n - 1])
             ax.axhline(levels[method], color=METHOD_COLORS[method], linestyle=METHOD_LINES[method], linewidth=1.2)

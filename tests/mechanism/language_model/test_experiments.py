@@ -1,6 +1,7 @@
 """The language model's experiments: searches against brute force on a tiny network, claims at their thresholds."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from bayesprompt.mechanism.language_model.identities import identity_errors, pre
 from bayesprompt.mechanism.language_model.llama import Llama, generate, make_llama
 from bayesprompt.mechanism.language_model.tasks import KINDS, Texts, WrittenFlips, labelled, targets, written_flips
 from bayesprompt.prefixes import Prefix
+from bayesprompt.running import run_cell
 from bayesprompt.sources import Coin
 from bayesprompt.store import Store
 
@@ -239,3 +241,23 @@ def test_stored_soft_tokens_write_what_was_stored():
 
 def test_readings_are_numpy_for_every_layer(readings):
     assert all(isinstance(reading, Reading) and isinstance(reading.query, np.ndarray) for reading in readings)
+
+
+@real
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "method", "stored"),
+    [
+        ("language-model-one-token", "SoftPT", {"said", "reached", "prefix", "tuning_loss", "kind", "length"}),
+        ("language-model-labels-1", "PrefixTuning", {"correct", "content_error", "bias_error", "rank_error", "prefix"}),
+    ],
+)
+def test_a_cell_is_computed_and_found_again(experiment, method, stored, tmp_path):
+    cell, store = Cell(experiment, "llama", method, "smoke"), Store(tmp_path, None)
+    steps = []
+    dataset = run_cell(cell, store, lambda step, loss: steps.append(step))
+    assert stored <= set(dataset.data_vars)
+    assert dataset.attrs["summary"] and json.loads(dataset.attrs["config"])["scale"] == "smoke"
+    assert steps == sorted(steps) and steps[-1] == tuning_at(LANGUAGE_EXPERIMENTS[experiment], method, "smoke").steps
+    assert running.load_cell(cell, store).attrs["checksum"] == dataset.attrs["checksum"]
+    assert not list(tmp_path.glob("*.partial")), "what was only there to resume is gone"
