@@ -92,7 +92,8 @@ def attention_panels(read: Read | None, layer: int, head: int) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), width_ratios=[size + len(words), len(words), len(words)])
     for ax, (title, weights) in zip(axes, panels.items(), strict=True):
         picture = ax.imshow(weights, cmap="magma_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        ax.set(title=title, xticks=[], yticks=[])
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, fontsize=9.5)
     axes[0].axvline(size - 0.5, color="black", linewidth=1)
     axes[0].set_yticks(range(len(words)), words, fontsize=8)
     axes[0].set_xlabel(f"{size} prefix rows, then the text")
