@@ -32,7 +32,7 @@ class Llama:
     rope_base: float = 1e5
     norm_epsilon: float = 1e-5
     tied: bool = True  # the unembedding is the embedding
-    sequences_in_cache: int = 1  # at a time in training: log-probabilities of 64 tokens over the vocabulary are 13 MB
+    sequences_in_cache: int = 2  # at a time in training: log-probabilities of 128 tokens over the vocabulary are 25 MB
     side_by_side: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
