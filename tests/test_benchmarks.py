@@ -50,11 +50,18 @@ def test_a_benchmark_prints_what_it_measured():
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_sorting_experiments_prints_each_case():
-    done = run("sorting", "--cases", "sorting-pretraining", "--steps", "1", "--rounds", "1")
+@pytest.mark.parametrize(
+    ("script", "case", "starts", "says"),
+    [
+        ("sorting", "sorting-pretraining", "sorting-pretraining", "of peak"),
+        ("language_model", "0", "SoftPT 1 x 13", "MiB"),
+    ],
+)
+def test_a_benchmark_beside_other_code_prints_each_case(script, case, starts, says):
+    done = run(script, "--cases", case, "--steps", "1", "--rounds", "1")
     assert done.returncode == 0, done.stderr
     row, last = done.stdout.splitlines()
-    assert row.startswith("sorting-pretraining") and " ms " in row and "of peak" in row and "ratio" not in row
+    assert row.startswith(starts) and " ms " in row and says in row and "ratio" not in row
     assert "GFLOP/s in products" in last
 
 
@@ -76,12 +83,3 @@ def test_a_wrong_folder_of_the_sorting_experiments_code_is_one_line_and_exit_cod
 def test_a_wrong_option_is_one_line_and_exit_code_2(options, message):
     done = run("tuning", *options)
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_the_language_model_prints_time_and_memory():
-    done = run("language_model", "--cases", "0", "--steps", "1", "--rounds", "1")
-    assert done.returncode == 0, done.stderr
-    row, last = done.stdout.splitlines()
-    assert row.startswith("SoftPT 1 x 13") and " ms " in row and "MiB" in row and "ratio" not in row
-    assert "GFLOP/s in products" in last

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from bayesprompt.attention_plots import one_head, say_missing
@@ -20,8 +20,9 @@ from bayesprompt.mechanism.attention import (
     relative_content_attention,
 )
 from bayesprompt.mechanism.language_model.files import packaged_file, the_model
-from bayesprompt.mechanism.language_model.identities import read_layers
-from bayesprompt.mechanism.language_model.running import COINS, load_prefix
+from bayesprompt.mechanism.language_model.one_token import reached
+from bayesprompt.mechanism.language_model.reading import read_layers
+from bayesprompt.mechanism.language_model.running import COINS, excess_over_laplace, load_prefix
 from bayesprompt.mechanism.language_model.tasks import KINDS
 from bayesprompt.plotting import FAINT, METHOD_COLORS, add_provenance
 from bayesprompt.prefixes import NO_PREFIX
@@ -140,7 +141,7 @@ def reached_bars(soft: xr.Dataset | None, hard: xr.Dataset | None) -> Figure:
                 continue
             lengths = np.unique(dataset.length.values)
             mine = [(dataset.length.values == n) & (dataset.kind.values == kind) for n in lengths]
-            share = [_any_start(dataset[name].values)[chosen].mean() for chosen in mine]
+            share = [reached(dataset, name)[chosen].mean() for chosen in mine]
             at = np.arange(len(lengths)) + 0.27 * (place - 1)
             ax.bar(at, share, 0.25, color=color, hatch=hatch, edgecolor="white", label=label)
             ax.plot(at, [0] * len(at), ".", color=color, markersize=4, clip_on=False)  # so that nothing shows, too
@@ -152,10 +153,6 @@ def reached_bars(soft: xr.Dataset | None, hard: xr.Dataset | None) -> Figure:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     axes[0].set_ylabel("share of targets reached")
     return add_provenance(figure, [soft, hard])
-
-
-def _any_start(reached: np.ndarray) -> Bool[np.ndarray, " targets"]:
-    return reached.astype(bool).reshape(len(reached), -1).any(axis=1)
 
 
 def layer_ranges(dataset: xr.Dataset | None, head: int = 0) -> Figure:
@@ -186,26 +183,13 @@ def by_layer(
     return add_provenance(figure, [dataset])
 
 
-def laplace(flipped_heads: np.ndarray) -> Float[np.ndarray, "*sequences n"]:
-    """Return (heads seen + 1) / (flips seen + 2) before each flip: the Bayes predictor of random coins."""
-    seen = np.cumsum(flipped_heads, axis=-1, dtype=float) - flipped_heads
-    return (seen + 1) / (np.arange(flipped_heads.shape[-1]) + 2)
-
-
-def excess(dataset: xr.Dataset, coins: int) -> Float[np.ndarray, " n"]:
-    """Return the mean cumulative log-loss over Laplace's rule, nats, of the model's belief in heads given a flip."""
-    flips = dataset.flipped_heads.values[coins].astype(bool)
-    beliefs = (dataset.heads.values[coins].astype(float), laplace(flips))
-    model, rule = (-np.log(np.where(flips, belief, 1 - belief)) for belief in beliefs)
-    return np.cumsum((model - rule).mean(axis=0))
-
-
 def coin_panels(before: xr.Dataset | None, after: xr.Dataset | None) -> Figure:
     """Draw beliefs against Laplace's rule on random coins, and cumulative log-loss over it, without and with prompt."""
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2))
     given = {"without a prompt": (before, "NoTuning", ":"), "after the soft prompt": (after, "SoftPT", "-")}
     if before is not None:
-        rule = laplace(before.flipped_heads.values[0])
+        random_coins = COINS["random coins"]
+        rule = np.exp(random_coins.bayes_log_probs(1 - before.flipped_heads.values[0].astype(int))[..., 0])
         for n, color in ((10, "#4d9be6"), (50, "#332288")):
             axes[0].plot(rule[:, n], before.heads.values[0, :, n], ".", color=color, label=f"after {n} flips")
         axes[0].plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
@@ -217,7 +201,7 @@ def coin_panels(before: xr.Dataset | None, after: xr.Dataset | None) -> Figure:
     for coins, (name, ax) in enumerate(zip(COINS, axes[1:], strict=True)):
         for label, (dataset, method, line) in given.items():
             if dataset is not None:
-                curve = excess(dataset, coins)
+                curve = excess_over_laplace(dataset, coins)
                 steps = np.arange(1, len(curve) + 1)
                 ax.plot(steps, curve, color=METHOD_COLORS[method], linestyle=line, label=label)
         ax.axhline(0, color="black", linewidth=0.8)

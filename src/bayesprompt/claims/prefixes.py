@@ -9,19 +9,17 @@ from bayesprompt.cells import Cell, evaluation_data, load_cell, load_network
 from bayesprompt.claims.judging import Claim, Part, Results
 from bayesprompt.mechanism.attention import (
     Reading,
-    attention,
     bias_decomposition,
-    content_only,
     layers_from_soft,
     outputs,
     read_block,
     relative_content_attention,
     soft_from_hard,
-    spectrum,
 )
 from bayesprompt.mechanism.digits import SIZE, with_answer
 from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, sizes_at
 from bayesprompt.mechanism.gpt import inspect
+from bayesprompt.mechanism.identities import beyond_rank, identity_errors
 from bayesprompt.mechanism.running import held_out_inputs, load_tuned
 from bayesprompt.mechanism.subspaces import (
     bias_directions,
@@ -86,14 +84,15 @@ def _every_reading(results: Results) -> Iterator[tuple[str, Iterator[Reading] | 
             yield experiment, _digit_readings(results, experiment)
 
 
+def _arrays(readings: Iterator[Reading]) -> Iterator[Reading]:
+    return (jax.tree.map(np.asarray, reading) for reading in readings)
+
+
 def _p5(results: Results) -> Iterator[Part]:
     for name, readings in _every_reading(results):
         error = None
         if readings is not None:
-            error = max(
-                _worst(relative_content_attention(r), attention(content_only(r)).content)
-                for r in (jax.tree.map(np.asarray, reading) for reading in readings)
-            )
+            error = max(float(identity_errors(reading).content.max()) for reading in _arrays(readings))
         yield Part(f"{name}, every head: content attention with and without prefix", error, "<=", RELATIVE)
 
 
@@ -102,25 +101,18 @@ def _p6(results: Results) -> Iterator[Part]:
         error = beyond = block = None
         if readings is not None:
             error = beyond = block = 0.0
-            for reading in (jax.tree.map(np.asarray, reading) for reading in readings):
-                whole, parts = outputs(reading), bias_decomposition(reading)
-                heads, size = reading.prefix_key.shape[1:-1]
-                error = max(error, _worst(parts.bias + parts.kept, whole))
-                beyond = max(beyond, _singular_value(whole - parts.kept, whole, size))
+            for reading in _arrays(readings):
+                found, whole = identity_errors(reading), outputs(reading)
+                error, beyond = max(error, found.bias.max()), max(beyond, found.rank.max())
                 # The block's bias is a linear map of its heads' biases side by side.
-                beside = [np.concatenate(x.swapaxes(0, 1), axis=-1)[None] for x in (whole - parts.kept, whole)]
-                block = max(block, _singular_value(*(x.swapaxes(0, 1) for x in beside), heads * size))
+                both = (whole - bias_decomposition(reading).kept, whole)
+                beside = (np.concatenate(x.swapaxes(0, 1), axis=-1)[:, None] for x in both)
+                heads, size = reading.prefix_key.shape[1:-1]
+                block = max(block, beyond_rank(*beside, heads * size).max())
+            error, beyond, block = (float(x) for x in (error, beyond, block))
         yield Part(f"{name}, every head: outputs against bias and what is kept", error, "<=", RELATIVE)
         yield Part(f"{name}, every head: singular value n_S + 1 of the bias", beyond, "<=", RELATIVE)
         yield Part(f"{name}, block: singular value heads * n_S + 1", block, "<=", RELATIVE)
-
-
-def _singular_value(bias: np.ndarray, whole: np.ndarray, size: int) -> float:
-    """Return the largest singular value number size + 1 of (B, H, n, d) biases, relative to the outputs' norm."""
-    if size >= bias.shape[-1]:  # there are no more directions than that
-        return 0.0
-    rows = [x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[-1]) for x in (bias, whole)]
-    return float((spectrum(rows[0])[:, size] / np.linalg.norm(rows[1], 2, (1, 2))).max())
 
 
 def _p14(results: Results) -> Iterator[Part]:

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import claims, cli, language_plots
+from bayesprompt import claims, cli
 from bayesprompt.cells import Cell, cell_config, cells
 from bayesprompt.claims import judging
-from bayesprompt.mechanism.attention import Reading, attention, bias_decomposition, outputs
+from bayesprompt.mechanism.attention import Reading, outputs
+from bayesprompt.mechanism.identities import beyond_rank, identity_errors
 from bayesprompt.mechanism.language_model import files, one_token, running
 from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
 from bayesprompt.mechanism.language_model.files import LanguageModel, packaged_file, the_model
-from bayesprompt.mechanism.language_model.identities import identity_errors, prefix_use, read_layers
 from bayesprompt.mechanism.language_model.llama import Llama, generate, make_llama
+from bayesprompt.mechanism.language_model.reading import prefix_use, read_layers
 from bayesprompt.mechanism.language_model.tasks import KINDS, Texts, WrittenFlips, labelled, targets, written_flips
 from bayesprompt.prefixes import Prefix
 from bayesprompt.running import run_cell
@@ -76,24 +77,18 @@ def readings(tiny):
 
 
 def test_identity_errors_are_those_of_rounding(readings):
-    for name, error in identity_errors(readings)._asdict().items():
-        assert error.shape == (2, 3), name
-        assert 0 <= error.max() < 1e-5, name
+    for reading in readings:
+        for name, error in identity_errors(reading)._asdict().items():
+            assert error.shape == (3,), name
+            assert 0 <= error.max() < 1e-5, name
 
 
-def test_identity_errors_see_a_head_that_breaks_the_algebra(readings):
-    off = readings[0]._replace(prefix_value=readings[0].prefix_value.copy())
+def test_a_bias_of_more_directions_than_the_prefix_has_rows_shows(readings):
     whole = outputs(readings[0])
-    assert np.abs(whole - outputs(off)).max() == 0
-    # Keys of the content that change with the prefix: the attention within the content is another one.
-    found = attention(readings[0])
-    assert np.allclose(found.prefix.sum(-1) + found.content.sum(-1), 1, atol=1e-6)
-    parts = bias_decomposition(readings[0])
-    size = readings[0].prefix_key.shape[-2]
-    changed = whole - parts.kept + 0.1 * np.random.default_rng(0).normal(size=whole.shape)
-    rows = changed.swapaxes(0, 1).reshape(3, -1, whole.shape[-1])
-    values = np.linalg.svd(rows, compute_uv=False)
-    assert (values[:, size] / values[:, 0] > 1e-3).all(), "noise has more directions than the prefix has rows"
+    noise = np.random.default_rng(0).normal(size=whole.shape)
+    assert (beyond_rank(noise, whole, 3) > 0.01).all()
+    assert (beyond_rank(noise[:, :, :1] * np.ones_like(whole), whole, 3) > 0.01).all(), "it varies over the batch"
+    assert (beyond_rank(noise[:1, :, :1] * np.ones_like(whole), whole, 1) < 1e-12).all(), "one direction"
 
 
 def test_prefix_use_has_shares_and_at_most_as_many_directions_as_rows(readings):
@@ -180,17 +175,11 @@ def test_claims_fail_beyond_their_thresholds(claim, name, value, made_up):
     assert claims.evaluate(claim, Store(None, None)).verdict == "fails"
 
 
-def test_laplace_and_the_excess_over_it_by_hand():
-    flips = np.array([[[1, 0, 1]]])
-    assert language_plots.laplace(flips[0]).tolist() == [[1 / 2, 2 / 3, 2 / 4]]
-    dataset = xr.Dataset(
-        {
-            "heads": (("coins", "sequence", "n"), np.array([[[0.5, 0.5, 0.75]]])),
-            "flipped_heads": (("coins", "sequence", "n"), flips),
-        }
-    )
+def test_the_excess_over_laplaces_rule_by_hand():
+    axes, flips = ("coins", "sequence", "n"), np.array([[[1, 0, 1]]])
+    dataset = xr.Dataset({"heads": (axes, np.array([[[0.5, 0.5, 0.75]]])), "flipped_heads": (axes, flips)})
     expected = np.cumsum([0.0, -np.log(0.5) + np.log(1 / 3), -np.log(0.75) + np.log(0.5)])
-    assert np.allclose(language_plots.excess(dataset, 0), expected, atol=1e-12)
+    assert np.allclose(running.excess_over_laplace(dataset, 0), expected, atol=1e-12)
 
 
 def test_without_the_model_a_run_says_in_one_line_how_to_get_it(monkeypatch, tmp_path, capsys):

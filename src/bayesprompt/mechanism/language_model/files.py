@@ -37,7 +37,7 @@ _BLOCK = {
 
 
 class LanguageModel(NamedTuple):
-    """A network, its parameters, its tokeniser (of the package tokenizers), and the special tokens' ids."""
+    """A network, its parameters, its tokeniser (of the package tokenizers), and its file."""
 
     predictor: Predictor
     params: Params

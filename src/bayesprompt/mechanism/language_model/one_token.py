@@ -46,7 +46,7 @@ def commanded(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset
     model, at = the_model(), LANGUAGE_SCALES[cell.scale]
     config, experiment = cell_config(cell), LANGUAGE_EXPERIMENTS[cell.experiment]
     tuner = make_tuner("SoftPT", model.sizes, experiment.rows)
-    said, losses, reached, prefixes, checkpoints = [], [], [], [], []
+    said, losses, written, prefixes, checkpoints = [], [], [], [], []
     for index, length in enumerate(at.lengths):
         found = targets(model, length, at.each)
         rows = np.repeat(np.stack([target.tokens for target in found]), at.starts, axis=0)
@@ -63,17 +63,17 @@ def commanded(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset
         )  # fmt: skip
         spoken = np.stack([command(model, Prefix(embeddings=jnp.asarray(p)), length) for p in phi])
         said.append(np.pad(spoken, ((0, 0), (0, max(LENGTHS) - length)), constant_values=-1))
-        reached.append((spoken == rows).all(axis=1))
+        written.append((spoken == rows).all(axis=1))
         losses.append(loss)
         prefixes.append(np.asarray(phi)[:, 0])
-    split = [np.concatenate(x).reshape(-1, at.starts, *x[0].shape[1:]) for x in (said, losses, reached, prefixes)]
-    said, losses, reached, prefixes = split
+    split = [np.concatenate(x).reshape(-1, at.starts, *x[0].shape[1:]) for x in (said, losses, written, prefixes)]
+    said, losses, written, prefixes = split
     best = losses[..., -1].argmin(axis=1)  # of the starts; its prompt is kept
     each = np.arange(len(best))
     dataset = _described(_every_target(cell, model)).assign(
         said=(("target", "start", "place"), said.astype(np.int32)),
         tuning_loss=(("target", "start", "step"), losses, {"units": "nats a target"}),
-        reached=(("target", "start"), reached.astype(np.int8)),
+        reached=(("target", "start"), written.astype(np.int8)),
         prefix=(("target", "feature"), prefixes[each, best]),
     )
     for path in checkpoints:
@@ -136,8 +136,13 @@ def _continues(model: LanguageModel, target: np.ndarray) -> bool:
     return bool((said == target[1:]).all())
 
 
-def reached_by_length(dataset: xr.Dataset, name: str = "reached") -> dict[int, Bool[np.ndarray, "targets"]]:
-    """Return for each length which of its targets were reached (from any start)."""
-    reached = dataset[name].values.astype(bool)
-    reached = reached.any(axis=1) if reached.ndim == 2 else reached
-    return {int(n): reached[dataset.length.values == n] for n in np.unique(dataset.length.values)}
+def reached(dataset: xr.Dataset, name: str = "reached") -> Bool[np.ndarray, " targets"]:
+    """Tell for each target whether it was reached, from any start."""
+    found = dataset[name].values.astype(bool)
+    return found.reshape(len(found), -1).any(axis=1)
+
+
+def reached_by_length(dataset: xr.Dataset, name: str = "reached") -> dict[int, Bool[np.ndarray, " targets"]]:
+    """Return for each length which of its targets were reached."""
+    found = reached(dataset, name)
+    return {int(n): found[dataset.length.values == n] for n in np.unique(dataset.length.values)}

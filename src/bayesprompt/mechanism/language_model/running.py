@@ -12,15 +12,16 @@ from jaxtyping import Float, Int
 
 from bayesprompt.cells import Cell, cell_config, load_cell, stream
 from bayesprompt.fitting import fit
+from bayesprompt.mechanism.identities import Errors, identity_errors
 from bayesprompt.mechanism.language_model.experiments import (
     LANGUAGE_EXPERIMENTS,
     LANGUAGE_SCALES,
     tuning_at,
 )
 from bayesprompt.mechanism.language_model.files import LanguageModel, the_model
-from bayesprompt.mechanism.language_model.identities import Errors, identity_errors, prefix_use, read_layers
 from bayesprompt.mechanism.language_model.llama import make_llama
 from bayesprompt.mechanism.language_model.one_token import commanded, commanded_by_hard, reached_by_length
+from bayesprompt.mechanism.language_model.reading import prefix_use, read_layers
 from bayesprompt.mechanism.language_model.tasks import (
     Labelled,
     Texts,
@@ -29,6 +30,7 @@ from bayesprompt.mechanism.language_model.tasks import (
 )
 from bayesprompt.predictors import Predictor
 from bayesprompt.prefixes import NO_PREFIX, Prefix
+from bayesprompt.regret import excess_log_loss
 from bayesprompt.sources import BetaCoins, Coin
 from bayesprompt.store import Store
 from bayesprompt.tuners import make_tuner
@@ -62,6 +64,14 @@ def load_prefix(cell: Cell, store: Store) -> Prefix | None:
     return Prefix(layers=rows) if cell.method == "PrefixTuning" else Prefix(embeddings=rows)
 
 
+def excess_over_laplace(dataset: xr.Dataset, coins: int) -> Float[np.ndarray, " n"]:
+    """Return the mean cumulative log-loss over the Bayes predictor of random coins, nats, of beliefs given a flip."""
+    tokens = 1 - dataset.flipped_heads.values[coins].astype(int)  # heads is token 0
+    heads = dataset.heads.values[coins].astype(float)
+    beliefs = np.log(np.stack([heads, 1 - heads], axis=-1))
+    return excess_log_loss(beliefs, tokens, COINS["random coins"].bayes_log_probs(tokens)).mean
+
+
 def _tuned(
     cell: Cell, store: Store, predictor: Predictor, source, progress: Callable | None, length: int
 ) -> tuple[Prefix, dict]:
@@ -83,7 +93,7 @@ def _tuned(
 
 
 def _labels(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset:
-    """Tune to the reviews' sentiment, and compare the labels' probabilities on reviews that were not trained on."""
+    """Tune to the reviews' classes, and compare the labels' probabilities on reviews that were not trained on."""
     model, data = the_model(), labelled(the_model())
     train = data.tokens[data.held_out == 0]
     predictor = make_llama(replace(model.sizes, sequences_in_cache=_SHORT), answer=1)
@@ -102,9 +112,12 @@ def _inside(model: LanguageModel, data: Labelled, prefix: Prefix, drawn: jax.Arr
     """Return what the prefix, and one that was only drawn, do inside: on the reviews that were not trained on."""
     tokens = data.tokens[data.held_out == 1][:, :-1]
     readings, unlearned = (read_layers(model.sizes, model.params, tokens, p) for p in (prefix, Prefix(layers=drawn)))
-    errors = [identity_errors(each) for each in (readings, unlearned)]
+    errors = [[identity_errors(reading) for reading in each] for each in (readings, unlearned)]
     axes = ("rows", "layer", "head")  # rows: tuned, drawn
-    stored = {f"{name}_error": (axes, np.stack([getattr(e, name) for e in errors])) for name in Errors._fields}
+    stored = {
+        f"{name}_error": (axes, np.array([[getattr(e, name) for e in layers] for layers in errors]))
+        for name in Errors._fields
+    }
     if prefix.length > 1:  # one row's share of the attention within the prefix is 1
         use = prefix_use(readings, tokens.shape[1] - 1)
         stored["range"] = (("layer", "level", "head", "position"), use.ranges.astype(np.float32))

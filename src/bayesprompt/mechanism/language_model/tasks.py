@@ -110,9 +110,9 @@ class Labelled(NamedTuple):
 
 
 def labelled(model: LanguageModel) -> Labelled:
-    """Return reviews made from a template with their sentiment: those of the length that most have.
+    """Return reviews made from a template that end in their class: those of the length that most have.
 
-    Held out are the reviews whose adjective no other review has.
+    Held out are the reviews with the last four adjectives of each list.
     """
     rows, held_out = [], []
     for label, words in zip(LABELS, (GOOD, BAD), strict=True):

@@ -1,0 +1,34 @@
+"""What the attention of each of the language model's layers reads, and what it makes of a prefix."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from bayesprompt.mechanism.attention import Reading
+from bayesprompt.mechanism.language_model.llama import Llama, inspect
+from bayesprompt.mechanism.subspaces import bias_directions, prefix_range
+from bayesprompt.predictors import Params
+from bayesprompt.prefixes import Prefix
+
+
+class Use(NamedTuple):
+    """What a prefix's rows do at one row of content, over sentences (Figure 7, Appendix B)."""
+
+    ranges: Float[np.ndarray, "layers 3 H S"]  # 1st, 50th and 99th percentile of the attention within the prefix
+    directions: Float[np.ndarray, "layers H"]  # participation ratio of each head's bias
+
+
+def read_layers(sizes: Llama, params: Params, tokens: Int[np.ndarray, "B N"], prefix: Prefix) -> list[Reading]:
+    """Return what each block's attention reads: leading axes (B, H)."""
+    whole = jax.device_get(inspect(sizes, params, tokens, prefix))
+    return [Reading(*(part[layer] for part in whole)) for layer in range(sizes.num_layers)]
+
+
+def prefix_use(readings: list[Reading], row: int) -> Use:
+    """Return how the attention on the prefix's rows, and the bias, vary over sentences at one row of content."""
+    return Use(
+        np.stack([prefix_range(reading, row) for reading in readings]),
+        np.stack([bias_directions(reading, row) for reading in readings]),
+    )
