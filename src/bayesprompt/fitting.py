@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
-from bayesprompt.predictors import Architecture, Params, Predictor, log_loss
+from bayesprompt.predictors import Architecture, Params, Predictor
 from bayesprompt.store import LOG, RefusedFileError, load_arrays, save_arrays, set_aside
 from bayesprompt.tuners import Tuner
 
@@ -200,9 +200,7 @@ def compiled_loop(
         def part_loss(moving, tokens, mask):
             leaves = (iter(frozen), iter(moving))
             params, state = jax.tree.unflatten(shape, [next(leaves[r]) for r in reached])
-            log_probs = predictor.predict(params, state, tokens, **mask)
-            # A network may predict the last tokens only, and read the others.
-            return config.loss(log_loss(log_probs, tokens[:, -log_probs.shape[1] :])) / config.batch
+            return config.loss(predictor.token_losses(params, state, tokens, **mask)) / config.batch
 
         def add_part(total, part):
             return jax.tree.map(jnp.add, total, jax.value_and_grad(part_loss)(moving, *part)), None

@@ -43,12 +43,23 @@ class Predictor(NamedTuple):
     init(key) -> params: nested dict with "embedding", "torso" and "unembedding".
     prompt(params, prefix, length) -> state: the model after the start vector and the prefix, ready for `length` tokens.
     predict(params, state, tokens (B, N)) -> log-probabilities (B, N, K), nats; or of the last n tokens (B, n, K).
+    losses(params, state, tokens) -> what these tokens cost (B, n), nats; without it, they are read off `predict`.
     """
 
     init: Callable[[Array], Params]
     prompt: Callable[[Params, Prefix, int], State]
     predict: Callable[[Params, State, Array], Array]
     architecture: Architecture
+    losses: Callable[[Params, State, Array], Array] | None = None
+
+    def token_losses(
+        self, params: Params, state: State, tokens: Int[Array, "B N"], **mask: Array
+    ) -> Float[Array, "B n"]:
+        """Return -log p(x_n) of all tokens, or of the last ones, in nats, differentiable (Eq. 3's summands)."""
+        if self.losses is not None:
+            return self.losses(params, state, tokens)
+        log_probs = self.predict(params, state, tokens, **mask)
+        return log_loss(log_probs, tokens[:, -log_probs.shape[1] :])
 
     def apply(self, params: Params, tokens: Int[Array, "B N"], prefix: Prefix = NO_PREFIX) -> Float[Array, "B n K"]:
         """Return log pi(x_n = . | s_1:L, x_<n) in nats for n = 1..N, or the last ones (Eq. 7's summands)."""

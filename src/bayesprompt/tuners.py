@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
-from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, log_loss
+from bayesprompt.predictors import LSTM, Architecture, Params, Predictor
 from bayesprompt.prefixes import (
     NO_PREFIX,
     Prefix,
@@ -154,7 +154,7 @@ def _score(predictor: Predictor, mesh: Mesh, params: Params, prefixes: Array, pa
     def score(params, parts, prefix):
         rows = jax.nn.one_hot(prefix, predictor.architecture.num_tokens)
         state = predictor.prompt(params, Prefix(inputs=rows), parts.shape[-1])
-        losses = jax.lax.map(lambda part: log_loss(predictor.predict(params, state, part), part).sum(1).mean(), parts)
+        losses = jax.lax.map(lambda part: predictor.token_losses(params, state, part).sum(1).mean(), parts)
         return losses.mean()
 
     def score_share(params, parts, prefixes):

@@ -159,15 +159,17 @@ def test_an_answer_is_the_last_tokens_of_a_sequence(kind, answer):
     np.testing.assert_allclose(found, whole[:, -answer:], rtol=1e-5, atol=1e-5)
 
 
-def test_a_token_below_zero_costs_nothing_and_is_read_as_token_zero():
-    params, prefix = parameters(GROUPED), prompt(GROUPED, "soft")
+@pytest.mark.parametrize(("kind", "answer"), [("none", 0), ("soft", 0), ("layers", 3)])
+def test_a_token_costs_what_its_prediction_says_and_one_below_zero_is_read_as_zero_and_costs_nothing(kind, answer):
+    params, predictor = parameters(GROUPED), make_llama(GROUPED, answer)
+    state = predictor.prompt(params, prompt(GROUPED, kind), 7)
     padded, zeros = (TOKENS.at[1, 4:].set(token) for token in (-1, 0))
-    found, as_zeros = (apply(GROUPED, 0, params, tokens, prefix) for tokens in (padded, zeros))
-    np.testing.assert_array_equal(found, as_zeros)
-    losses, of_zeros = log_loss(found, padded), np.array(log_loss(found, zeros))
-    assert of_zeros.min() > 0
-    of_zeros[1, 4:] = 0
-    np.testing.assert_array_equal(losses, of_zeros)
+    found = predictor.token_losses(params, state, padded)
+    log_probs = predictor.predict(params, state, zeros)
+    wanted = np.array(log_loss(log_probs, zeros[:, -log_probs.shape[1] :]))
+    assert wanted.min() > 0
+    wanted[1, -3:] = 0
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["none", "soft", "layers"])

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from bayesprompt.layers import State, check_sizes
 from bayesprompt.mechanism.attention import Reading
+from bayesprompt.mechanism.language_model.vocabulary import token_losses
 from bayesprompt.predictors import Params, Predictor
 from bayesprompt.prefixes import NO_PREFIX, Prefix
 from bayesprompt.transformer import attend
@@ -32,7 +33,7 @@ class Llama:
     rope_base: float = 1e5
     norm_epsilon: float = 1e-5
     tied: bool = True  # the unembedding is the embedding
-    sequences_in_cache: int = 2  # at a time in training: log-probabilities of 128 tokens over the vocabulary are 25 MB
+    sequences_in_cache: int = 2  # at a time in training: what is kept of 128 tokens for the gradient is 80 MB
     side_by_side: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -97,6 +98,7 @@ def make_llama(sizes: Llama, answer: int = 0) -> Predictor:
         init=functools.partial(_init, sizes),
         prompt=functools.partial(_prompt, sizes),
         predict=functools.partial(_predict, sizes, answer),
+        losses=functools.partial(_losses, sizes, answer),
         architecture=sizes,
     )
 
@@ -150,47 +152,43 @@ def _finish(sizes: Llama, block: Params, x: Array, attended: Array) -> Array:
     return x + (jax.nn.silu(y @ block["mlp_gate"]) * (y @ block["mlp_up"])) @ block["mlp_down"]
 
 
-def _log_probs(sizes: Llama, params: Params, x: Float[Array, "*rows D"]) -> Float[Array, "*rows K"]:
+def _unembedding(sizes: Llama, params: Params, x: Float[Array, "*rows D"]) -> tuple[Array, Float[Array, "K D"]]:
+    """Return the normalised outputs, and the tokens' rows whose products with them are the logits."""
     x = _norm(x, params["unembedding"]["norm"], sizes.norm_epsilon)
-    return jax.nn.log_softmax(x @ params["unembedding"].get("rows", params["embedding"]).T)
+    return x, params["unembedding"].get("rows", params["embedding"])
+
+
+def _logits(sizes: Llama, params: Params, x: Float[Array, "*rows D"]) -> Float[Array, "*rows K"]:
+    x, rows = _unembedding(sizes, params, x)
+    return x @ rows.T
 
 
 def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
-    """Keep every block's keys and values of the prompt (layers, S, H, d) and, if it has rows, the last one's output.
+    """Keep every block's keys and values (layers, S, H, d) of rows given layer by layer, and any other rows (S, D).
 
-    Rows given layer by layer replace what each block's attention reads; their residual stream is read by nothing.
+    The former replace what each block's attention reads; their residual stream is read by nothing. The latter are read
+    with every sequence: for a few rows that costs less than reading all weights once more.
     """
-    size = prefix.length
-    if size + length > sizes.context:
+    if prefix.length + length > sizes.context:
         raise ValueError(f"length = {length}: prompt and tokens must have at most {sizes.context} positions")
-    places = jnp.arange(size)
-    if prefix.layers is not None or not size:
-        rows = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim)) if not size else prefix.layers
-        memory = jax.lax.map(lambda xs: _project(sizes, xs[0], xs[1], places)[1:], (params["torso"], rows))
-        return {"memory": memory, "last": None}
+    nothing = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim))
+    layers = nothing if prefix.layers is None else prefix.layers
+    places = jnp.arange(layers.shape[1])
+    memory = jax.lax.map(lambda xs: _project(sizes, *xs, places)[1:], (params["torso"], layers))
     rows = prefix.inputs @ params["embedding"] if prefix.inputs is not None else prefix.embeddings
-
-    def read(x, block):
-        query, key, value = _project(sizes, block, x, places)
-        attended = attend(query[None], key[None], value[None], (key[:0], value[:0]))[0]
-        return _finish(sizes, block, x, attended), (key, value)
-
-    x, memory = jax.lax.scan(read, rows, params["torso"])
-    return {"memory": memory, "last": x[-1]}
+    return {"memory": memory, "rows": nothing[0] if rows is None else rows}
 
 
-def _predict(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
-    """Predict tokens from the state and the tokens before them; the last token is never read."""
-    x = _outputs(sizes, params, state, tokens[:, :-1])
-    if state["last"] is not None:
-        first = jnp.broadcast_to(state["last"], (len(x), 1, x.shape[-1]))
-        x = jnp.concatenate([first, x], axis=1)
-    return _log_probs(sizes, params, x[:, -answer:])
+def _embed(params: Params, state: State, tokens: Int[Array, "B n"]) -> tuple[Array, Array]:
+    """Return the prompt's rows, if it has any, and the tokens' embeddings (B, m, D), and their positions (m,)."""
+    x, rows = params["embedding"][jnp.maximum(tokens, 0)], state["rows"]
+    x = jnp.concatenate([jnp.broadcast_to(rows, (len(x), *rows.shape)), x], axis=1)
+    return x, state["memory"][0].shape[1] + jnp.arange(x.shape[1])
 
 
-def _outputs(sizes: Llama, params: Params, state: State, tokens: Int[Array, "B n"]) -> Float[Array, "B n D"]:
-    """Return the last block's output at every token."""
-    places = state["memory"][0].shape[1] + jnp.arange(tokens.shape[1])
+def _outputs(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
+    """Return the outputs (B, n, D) that predict the last n tokens; the last token is never read."""
+    x, places = _embed(params, state, tokens[:, :-1])
 
     # Only products are kept for the gradient, which halves what a step holds.
     @functools.partial(jax.checkpoint, policy=_PRODUCTS, prevent_cse=False)
@@ -198,8 +196,18 @@ def _outputs(sizes: Llama, params: Params, state: State, tokens: Int[Array, "B n
         block, memory = xs
         return _finish(sizes, block, x, attend(*_project(sizes, block, x, places), memory)), None
 
-    x = params["embedding"][jnp.maximum(tokens, 0)]
-    return jax.lax.scan(read, x, (params["torso"], state["memory"]))[0]
+    x = jax.lax.scan(read, x, (params["torso"], state["memory"]))[0]
+    return x[:, -(answer or tokens.shape[1]) :]
+
+
+def _predict(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
+    return jax.nn.log_softmax(_logits(sizes, params, _outputs(sizes, answer, params, state, tokens)))
+
+
+def _losses(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
+    x, rows = _unembedding(sizes, params, _outputs(sizes, answer, params, state, tokens))
+    found = token_losses(rows, x.reshape(-1, sizes.embed_dim), tokens[:, -x.shape[1] :].reshape(-1))
+    return found.reshape(x.shape[:2])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -212,17 +220,22 @@ def inspect(
     input comes from blocks that saw the prefix.
     """
     with jax.default_matmul_precision("highest"):
-        memory = _prompt(sizes, params, prefix, tokens.shape[1])["memory"]
-        places = prefix.length + jnp.arange(tokens.shape[1])
+        state = _prompt(sizes, params, prefix, tokens.shape[1])
+        x, places = _embed(params, state, jnp.asarray(tokens))
+        size = len(state["rows"])
 
         def read(x, xs):
             block, memory = xs
-            rows = _project(sizes, block, x, places)
-            past = (jnp.broadcast_to(y.swapaxes(0, 1), (len(x), *y.swapaxes(0, 1).shape)) for y in memory)
-            reading = Reading(*(y.swapaxes(1, 2) for y in rows), *past)
-            return _finish(sizes, block, x, attend(*rows, memory)), reading
+            query, key, value = _project(sizes, block, x, places)
+            own = (y[:, size:] for y in (query, key, value))
+            past = (
+                jnp.concatenate([jnp.broadcast_to(z, (len(x), *z.shape)), y[:, :size]], axis=1)
+                for y, z in zip((key, value), memory, strict=True)
+            )
+            reading = Reading(*(y.swapaxes(1, 2) for y in (*own, *past)))
+            return _finish(sizes, block, x, attend(query, key, value, memory)), reading
 
-        return jax.lax.scan(read, params["embedding"][tokens], (params["torso"], memory))[1]
+        return jax.lax.scan(read, x, (params["torso"], state["memory"]))[1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -230,44 +243,31 @@ def generate(
     sizes: Llama, params: Params, tokens: Int[Array | np.ndarray, "B N"], steps: int, prefix: Prefix = NO_PREFIX
 ) -> Int[Array, "B steps"]:
     """Return the next `steps` tokens by greedy decoding, keys and values cached; N may be 0 behind a prompt of rows."""
-    batch, given = tokens.shape
-    state = _prompt(sizes, params, prefix, given + steps)
-    if not given and state["last"] is None:
+    state = _prompt(sizes, params, prefix, tokens.shape[1] + steps)
+    x, places = _embed(params, state, jnp.asarray(tokens))
+    if not len(places):
         raise ValueError("tokens = none: a prompt of rows, or a token, must come first")
-    start = state["memory"][0].shape[1]
-    x, cache = _fill(sizes, params, state, jnp.asarray(tokens), steps)
+
+    def fill(x, xs):
+        block, memory = xs
+        rows = _project(sizes, block, x, places)
+        kept = tuple(jnp.pad(y, ((0, 0), (0, steps), (0, 0), (0, 0))) for y in rows[1:])
+        return _finish(sizes, block, x, attend(*rows, memory)), kept
 
     def write(carry, step):
         said, cache = carry
-        place = given + step
 
         def read(x, xs):
             block, memory, old = xs
-            query, *new = _project(sizes, block, x, (start + place)[None])
+            query, *new = _project(sizes, block, x, (places[-1] + 1 + step)[None])
+            place = len(places) + step
             kept = [jax.lax.dynamic_update_slice(y, z, (0, place, 0, 0)) for y, z in zip(old, new, strict=True)]
             return _finish(sizes, block, x, attend(query, *kept, memory, place=place)), tuple(kept)
 
         x, cache = jax.lax.scan(read, params["embedding"][said][:, None], (params["torso"], state["memory"], cache))
-        return (_log_probs(sizes, params, x[:, 0]).argmax(-1), cache), said
+        return (_logits(sizes, params, x[:, 0]).argmax(-1), cache), said
 
-    first = _log_probs(sizes, params, x).argmax(-1)
+    x, cache = jax.lax.scan(fill, x, (params["torso"], state["memory"]))
+    first = _logits(sizes, params, x[:, -1]).argmax(-1)
     (last, _), said = jax.lax.scan(write, (first, cache), jnp.arange(steps - 1))
     return jnp.concatenate([said, last[None]]).T
-
-
-def _fill(sizes: Llama, params: Params, state: State, tokens: Array, steps: int) -> tuple[Array, tuple[Array, Array]]:
-    """Return the last output (B, D), and keys and values of the tokens with room for `steps` more."""
-    batch, given = tokens.shape
-    if not given:
-        shape = (sizes.num_layers, batch, steps, sizes.num_heads, sizes.head_dim)
-        return jnp.broadcast_to(state["last"], (batch, sizes.embed_dim)), (jnp.zeros(shape), jnp.zeros(shape))
-    places = state["memory"][0].shape[1] + jnp.arange(given)
-    room = ((0, 0), (0, steps), (0, 0), (0, 0))
-
-    def read(x, xs):
-        block, memory = xs
-        rows = _project(sizes, block, x, places)
-        return _finish(sizes, block, x, attend(*rows, memory)), tuple(jnp.pad(y, room) for y in rows[1:])
-
-    x, cache = jax.lax.scan(read, params["embedding"][tokens], (params["torso"], state["memory"]))
-    return x[:, -1], cache
