@@ -5,11 +5,14 @@ and batch takes turns with ours, in a process of its own.
 """
 
 import contextlib
+import functools
 import json
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import jax
@@ -85,8 +88,9 @@ def public_step(python: str, model: LanguageModel, method: str, rows: int, token
         process.stdin.close()
 
 
-def compare(options: Any, model: LanguageModel, method: str, rows: int, batch: int, length: int) -> dict[str, Any]:
-    """Time our steps, beside PEFT's, and print the row."""
+def compare(options: Any, method: str, rows: int, batch: int, length: int) -> dict[str, Any]:
+    """Time our steps, beside PEFT's, and print the row; in a process of its own, so that the memory is this case's."""
+    model = load()
     steps = max(1, options.steps[0] // batch)  # of a turn: long enough to outlast what the other code leaves running
     tokens = np.random.default_rng(0).integers(0, model.sizes.num_tokens, (batch, length), np.int32)
     with contextlib.ExitStack() as stack:
@@ -98,7 +102,7 @@ def compare(options: Any, model: LanguageModel, method: str, rows: int, batch: i
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     row = {"case": f"{method} {batch} x {length}", "rows": rows, "batch": batch, "length": length}
     row |= {"seconds": seconds[0], "peak_mebibytes": peak}
-    line = f"{row['case']:24s} {1000 * seconds[0]:8.1f} ms  {peak:6.0f} MiB at most so far"
+    line = f"{row['case']:24s} {1000 * seconds[0]:8.1f} ms  {peak:6.0f} MiB at most"
     if len(seconds) > 1:
         row |= {"public_seconds": seconds[1], "ratio": seconds[1] / seconds[0]}
         line += f"  PEFT {1000 * seconds[1]:8.1f} ms  ratio {row['ratio']:5.2f}"
@@ -108,5 +112,6 @@ def compare(options: Any, model: LanguageModel, method: str, rows: int, batch: i
 
 if __name__ == "__main__":
     options = arguments(__doc__, python=[""], steps=[16], cases=list(range(len(CASES))))
-    model = load()
-    finish(options, __file__, [compare(options, model, *CASES[i]) for i in options.cases])
+    cases = [CASES[i] for i in options.cases]
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        finish(options, __file__, list(processes.map(functools.partial(compare, options), *zip(*cases, strict=True))))

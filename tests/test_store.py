@@ -314,6 +314,18 @@ def test_the_lock_admits_one(store):
 def test_checkpoints_of_different_configurations_are_different_files(store):
     assert store.checkpoint("cell", CONFIG) == store.checkpoint("cell", dict(reversed(CONFIG.items())))
     assert store.checkpoint("cell", CONFIG) != store.checkpoint("cell", CONFIG | {"seed": 1})
+    assert store.checkpoint("cell", CONFIG) != store.checkpoint("cell", CONFIG, "first")
+
+
+def test_a_finished_run_drops_its_checkpoints_and_no_others(store):
+    own = [store.checkpoint("cell", CONFIG, part) for part in ("", "first", "second")]
+    others = [store.checkpoint("cell", CONFIG | {"seed": 1}), store.checkpoint("cell2", CONFIG, "first")]
+    store.folder.mkdir()
+    for path in own + others:
+        path.write_bytes(b"kept")
+    store.drop_checkpoints("cell", CONFIG)
+    assert not any(path.exists() for path in own) and all(path.exists() for path in others)
+    store.drop_checkpoints("cell", CONFIG)
 
 
 def test_a_file_says_which_source_wrote_it(monkeypatch):

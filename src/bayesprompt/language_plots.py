@@ -22,7 +22,7 @@ from bayesprompt.mechanism.attention import (
 from bayesprompt.mechanism.language_model.files import packaged_file, the_model
 from bayesprompt.mechanism.language_model.one_token import reached
 from bayesprompt.mechanism.language_model.reading import read_layers
-from bayesprompt.mechanism.language_model.running import COINS, excess_over_laplace, load_prefix
+from bayesprompt.mechanism.language_model.running import COINS, beside_laplace, flips_excess, load_prefix
 from bayesprompt.mechanism.language_model.tasks import KINDS
 from bayesprompt.plotting import FAINT, METHOD_COLORS, add_provenance
 from bayesprompt.prefixes import NO_PREFIX
@@ -188,20 +188,18 @@ def coin_panels(before: xr.Dataset | None, after: xr.Dataset | None) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2))
     given = {"without a prompt": (before, "NoTuning", ":"), "after the soft prompt": (after, "SoftPT", "-")}
     if before is not None:
-        random_coins = COINS["random coins"]
-        rule = np.exp(random_coins.bayes_log_probs(1 - before.flipped_heads.values[0].astype(int))[..., 0])
         for n, color in ((10, "#4d9be6"), (50, "#332288")):
-            axes[0].plot(rule[:, n], before.heads.values[0, :, n], ".", color=color, label=f"after {n} flips")
+            axes[0].plot(*beside_laplace(before, "random coins", n), ".", color=color, label=f"after {n} flips")
         axes[0].plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
         axes[0].legend(fontsize=8, loc="upper left")
     else:
         say_missing(axes[0])
     axes[0].set(xlim=(0, 1), ylim=(0, 1), xlabel="Laplace's rule", ylabel="model's probability of heads")
     axes[0].set_title("random coins, no prompt", fontsize=10)
-    for coins, (name, ax) in enumerate(zip(COINS, axes[1:], strict=True)):
+    for name, ax in zip(COINS, axes[1:], strict=True):
         for label, (dataset, method, line) in given.items():
             if dataset is not None:
-                curve = excess_over_laplace(dataset, coins)
+                curve = flips_excess(dataset, name)
                 steps = np.arange(1, len(curve) + 1)
                 ax.plot(steps, curve, color=METHOD_COLORS[method], linestyle=line, label=label)
         ax.axhline(0, color="black", linewidth=0.8)

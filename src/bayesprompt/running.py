@@ -74,7 +74,7 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
             config = cell_config(cell, tree_hash(params))
             dataset = _tuned(cell, store, config, predictor, params, progress)
         dataset = store.save(cell.name, dataset, config, time.monotonic() - began)
-        store.checkpoint(cell.name, config).unlink(missing_ok=True)
+        store.drop_checkpoints(cell.name, config)
         return dataset
 
 

@@ -94,9 +94,15 @@ class Store:
         make_folder(self.folder)
         return filelock.FileLock(self.folder / f"{name}.lock")
 
-    def checkpoint(self, name: str, config: dict[str, Any]) -> Path:
-        """Return where an unfinished run of this configuration keeps its state."""
-        return self.folder / f"{name}.{digest(config)[:12]}.partial"
+    def checkpoint(self, name: str, config: dict[str, Any], part: str = "") -> Path:
+        """Return where an unfinished run of this configuration, or a named part of it, keeps its state."""
+        return self.folder / f"{name}.{digest(config)[:12]}{part and f'-{part}'}.partial"
+
+    def drop_checkpoints(self, name: str, config: dict[str, Any]) -> None:
+        """Delete what a finished run of this configuration kept."""
+        whole = self.checkpoint(name, config)
+        for path in (whole, *self.folder.glob(whole.name.replace(".partial", "-*.partial"))):
+            path.unlink(missing_ok=True)
 
 
 def read_dataset(path: Path, config: dict[str, Any] | None = None) -> xr.Dataset:

@@ -175,11 +175,17 @@ def test_claims_fail_beyond_their_thresholds(claim, name, value, made_up):
     assert claims.evaluate(claim, Store(None, None)).verdict == "fails"
 
 
-def test_the_excess_over_laplaces_rule_by_hand():
-    axes, flips = ("coins", "sequence", "n"), np.array([[[1, 0, 1]]])
-    dataset = xr.Dataset({"heads": (axes, np.array([[[0.5, 0.5, 0.75]]])), "flipped_heads": (axes, flips)})
-    expected = np.cumsum([0.0, -np.log(0.5) + np.log(1 / 3), -np.log(0.75) + np.log(0.5)])
-    assert np.allclose(running.excess_over_laplace(dataset, 0), expected, atol=1e-12)
+def test_beliefs_beside_laplaces_rule_and_their_excess_by_hand():
+    axes, flips = ("coins", "sequence", "n"), np.array([[[1, 1, 1]], [[1, 0, 1]]])
+    heads = np.array([[[0.1, 0.2, 0.3]], [[0.5, 0.5, 0.75]]])
+    dataset = xr.Dataset({"heads": (axes, heads), "flipped_heads": (axes, flips)})
+    loss = -np.log([0.5, 0.5, 0.75])
+    over_laplace = np.cumsum(loss + np.log([1 / 2, 1 / 3, 1 / 2]))
+    assert np.allclose(running.flips_excess(dataset, "bias 0.2"), over_laplace, atol=1e-12)
+    over_the_coin = np.cumsum(loss + np.log([0.2, 0.8, 0.2]))
+    assert np.allclose(running.flips_excess(dataset, "bias 0.2", "bias 0.2"), over_the_coin, atol=1e-12)
+    assert np.allclose(running.beside_laplace(dataset, "bias 0.2", 1), [[2 / 3], [0.5]], atol=1e-12)
+    assert np.allclose(running.beside_laplace(dataset, "random coins", 2), [[3 / 4], [0.3]], atol=1e-12)
 
 
 def test_without_the_model_a_run_says_in_one_line_how_to_get_it(monkeypatch, tmp_path, capsys):

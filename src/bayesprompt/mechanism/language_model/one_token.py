@@ -46,12 +46,12 @@ def commanded(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset
     model, at = the_model(), LANGUAGE_SCALES[cell.scale]
     config, experiment = cell_config(cell), LANGUAGE_EXPERIMENTS[cell.experiment]
     tuner = make_tuner("SoftPT", model.sizes, experiment.rows)
-    said, losses, written, prefixes, checkpoints = [], [], [], [], []
+    said, losses, written, prefixes = [], [], [], []
     for index, length in enumerate(at.lengths):
         found = targets(model, length, at.each)
         rows = np.repeat(np.stack([target.tokens for target in found]), at.starts, axis=0)
         settings = replace(tuning_at(experiment, "SoftPT", cell.scale), length=length)
-        checkpoints.append(store.checkpoint(cell.name, config | {"target length": length}))
+        checkpoint = store.checkpoint(cell.name, config, f"{length}-tokens")
 
         def advance(step, loss, done=index * settings.steps):
             if progress is not None:
@@ -59,7 +59,7 @@ def commanded(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset
 
         phi, loss = fit(
             model.predictor, tuner, model.params, Texts(rows[:, None]), settings, stream(cell, "tune"), len(rows),
-            checkpoints[-1], advance, sources=True,
+            checkpoint, advance, sources=True,
         )  # fmt: skip
         spoken = np.stack([command(model, Prefix(embeddings=jnp.asarray(p)), length) for p in phi])
         said.append(np.pad(spoken, ((0, 0), (0, max(LENGTHS) - length)), constant_values=-1))
@@ -70,15 +70,12 @@ def commanded(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset
     said, losses, written, prefixes = split
     best = losses[..., -1].argmin(axis=1)  # of the starts; its prompt is kept
     each = np.arange(len(best))
-    dataset = _described(_every_target(cell, model)).assign(
+    return _described(_every_target(cell, model)).assign(
         said=(("target", "start", "place"), said.astype(np.int32)),
         tuning_loss=(("target", "start", "step"), losses, {"units": "nats a target"}),
         reached=(("target", "start"), written.astype(np.int8)),
         prefix=(("target", "feature"), prefixes[each, best]),
     )
-    for path in checkpoints:
-        path.unlink(missing_ok=True)
-    return dataset
 
 
 def command(model: LanguageModel, prefix: Prefix, steps: int) -> Int[np.ndarray, " steps"]:

@@ -64,12 +64,26 @@ def load_prefix(cell: Cell, store: Store) -> Prefix | None:
     return Prefix(layers=rows) if cell.method == "PrefixTuning" else Prefix(embeddings=rows)
 
 
-def excess_over_laplace(dataset: xr.Dataset, coins: int) -> Float[np.ndarray, " n"]:
-    """Return the mean cumulative log-loss over the Bayes predictor of random coins, nats, of beliefs given a flip."""
-    tokens = 1 - dataset.flipped_heads.values[coins].astype(int)  # heads is token 0
-    heads = dataset.heads.values[coins].astype(float)
+def _flips(dataset: xr.Dataset, coins: str) -> tuple[Int[np.ndarray, "B n"], Float[np.ndarray, "B n"]]:
+    """Return the flips of these coins, heads as token 0, and the model's beliefs in heads, given a flip."""
+    at = list(COINS).index(coins)
+    return 1 - dataset.flipped_heads.values[at].astype(int), dataset.heads.values[at].astype(float)
+
+
+def flips_excess(dataset: xr.Dataset, coins: str, over: str = "random coins") -> Float[np.ndarray, " n"]:
+    """Return the mean cumulative log-loss of the beliefs over the Bayes predictor of the coins `over`, nats.
+
+    That of random coins is Laplace's rule.
+    """
+    tokens, heads = _flips(dataset, coins)
     beliefs = np.log(np.stack([heads, 1 - heads], axis=-1))
-    return excess_log_loss(beliefs, tokens, COINS["random coins"].bayes_log_probs(tokens)).mean
+    return excess_log_loss(beliefs, tokens, COINS[over].bayes_log_probs(tokens)).mean
+
+
+def beside_laplace(dataset: xr.Dataset, coins: str, n: int) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, " B"]]:
+    """Return Laplace's rule and the model's belief in heads after n flips of each sequence."""
+    tokens, heads = _flips(dataset, coins)
+    return np.exp(COINS["random coins"].bayes_log_probs(tokens))[:, n, 0], heads[:, n]
 
 
 def _tuned(
