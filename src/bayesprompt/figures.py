@@ -91,6 +91,7 @@ _UNTRAINED = {
     "Transformer to two coins": ("untrained-two-coins", "transformer"),
     "Transformer to random coins": ("untrained-random-coins", "transformer"),
 }
+_ONE_ROW_HEAD = (0, 5)  # layer, head: of the first layer, whose text nothing has biased, the most attention on the row
 _LONGER = {
     f"{network}, {name}": (f"{prefix}two-coins-prefix-25", architecture)
     for architecture, name in NETWORKS.items()
@@ -162,11 +163,11 @@ PAPER_FIGURES = {
     ),
     "petrov2024-figure-5": PaperFigure(
         "Attention in a language model behind a prefix of one row", "mechanism/language_model", ("P5b",),
-        one_row_attention, (0, 4),
+        one_row_attention, _ONE_ROW_HEAD,
     ),
     "petrov2024-figure-6": PaperFigure(
         "Outputs of a head in a language model behind a prefix of one row", "mechanism/language_model", ("P6b",),
-        one_row_outputs, (0, 4),
+        one_row_outputs, _ONE_ROW_HEAD,
     ),
     "petrov2024-figure-7": PaperFigure(
         "Range of attention over a prefix of ten rows (a substitute for GPT-2)", "mechanism/longer_prefixes", ("P11",),

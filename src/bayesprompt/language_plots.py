@@ -97,7 +97,7 @@ def attention_panels(read: Read | None, layer: int, head: int) -> Figure:
         ax.set_title(title, fontsize=9.5)
     axes[0].axvline(size - 0.5, color="black", linewidth=1)
     axes[0].set_yticks(range(len(words)), words, fontsize=8)
-    axes[0].set_xlabel(f"{size} prefix rows, then the text")
+    axes[0].set_xlabel(f"{size} prefix row{'s'[: size - 1]}, then the text")
     figure.colorbar(picture, ax=axes, shrink=0.8, label="attention")
     figure.suptitle(f"layer {layer + 1}, head {head + 1}", fontsize=10.5)
     return figure
