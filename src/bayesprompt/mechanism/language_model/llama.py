@@ -152,6 +152,22 @@ def _finish(sizes: Llama, block: Params, x: Array, attended: Array) -> Array:
     return x + (jax.nn.silu(y @ block["mlp_gate"]) * (y @ block["mlp_up"])) @ block["mlp_down"]
 
 
+class Done(NamedTuple):
+    """What a block did with rows: its output, what it projected them to, keys and values of the prefix before them."""
+
+    output: Float[Array, "B n D"]
+    rows: Projected
+    memory: tuple[Float[Array, "S H d"], Float[Array, "S H d"]]
+
+
+def _run(sizes: Llama, block: Params, x: Float[Array, "B n D"], prefix: Float[Array, "S D"]) -> Done:
+    """Run a block on rows behind a prefix that only its attention reads."""
+    size = len(prefix)
+    memory = _project(sizes, block, prefix, jnp.arange(size))[1:]
+    rows = _project(sizes, block, x, size + jnp.arange(x.shape[1]))
+    return Done(_finish(sizes, block, x, attend(*rows, memory)), rows, memory)
+
+
 def _unembedding(sizes: Llama, params: Params, x: Float[Array, "*rows D"]) -> tuple[Array, Float[Array, "K D"]]:
     """Return the normalised outputs, and the tokens' rows whose products with them are the logits."""
     x = _norm(x, params["unembedding"]["norm"], sizes.norm_epsilon)
@@ -164,39 +180,35 @@ def _logits(sizes: Llama, params: Params, x: Float[Array, "*rows D"]) -> Float[A
 
 
 def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
-    """Keep every block's keys and values (layers, S, H, d) of rows given layer by layer, and any other rows (S, D).
+    """Return rows that each block's attention reads (layers, S, D), and rows that stand before the tokens (S, D).
 
-    The former replace what each block's attention reads; their residual stream is read by nothing. The latter are read
-    with every sequence: for a few rows that costs less than reading all weights once more.
+    Nothing is computed once a batch: for a few rows that would cost more, reading all weights once again.
     """
     if prefix.length + length > sizes.context:
         raise ValueError(f"length = {length}: prompt and tokens must have at most {sizes.context} positions")
     nothing = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim))
-    layers = nothing if prefix.layers is None else prefix.layers
-    places = jnp.arange(layers.shape[1])
-    memory = jax.lax.map(lambda xs: _project(sizes, *xs, places)[1:], (params["torso"], layers))
     rows = prefix.inputs @ params["embedding"] if prefix.inputs is not None else prefix.embeddings
-    return {"memory": memory, "rows": nothing[0] if rows is None else rows}
+    return {
+        "layers": nothing if prefix.layers is None else prefix.layers,
+        "rows": nothing[0] if rows is None else rows,
+    }
 
 
-def _embed(params: Params, state: State, tokens: Int[Array, "B n"]) -> tuple[Array, Array]:
-    """Return the prompt's rows, if it has any, and the tokens' embeddings (B, m, D), and their positions (m,)."""
+def _embed(params: Params, state: State, tokens: Int[Array, "B n"]) -> Float[Array, "B m D"]:
+    """Return the prompt's rows, if it has any, and the tokens' embeddings."""
     x, rows = params["embedding"][jnp.maximum(tokens, 0)], state["rows"]
-    x = jnp.concatenate([jnp.broadcast_to(rows, (len(x), *rows.shape)), x], axis=1)
-    return x, state["memory"][0].shape[1] + jnp.arange(x.shape[1])
+    return jnp.concatenate([jnp.broadcast_to(rows, (len(x), *rows.shape)), x], axis=1)
 
 
 def _outputs(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
     """Return the outputs (B, n, D) that predict the last n tokens; the last token is never read."""
-    x, places = _embed(params, state, tokens[:, :-1])
 
     # Only products are kept for the gradient, which halves what a step holds.
     @functools.partial(jax.checkpoint, policy=_PRODUCTS, prevent_cse=False)
     def read(x, xs):
-        block, memory = xs
-        return _finish(sizes, block, x, attend(*_project(sizes, block, x, places), memory)), None
+        return _run(sizes, xs[0], x, xs[1]).output, None
 
-    x = jax.lax.scan(read, x, (params["torso"], state["memory"]))[0]
+    x = jax.lax.scan(read, _embed(params, state, tokens[:, :-1]), (params["torso"], state["layers"]))[0]
     return x[:, -(answer or tokens.shape[1]) :]
 
 
@@ -221,21 +233,19 @@ def inspect(
     """
     with jax.default_matmul_precision("highest"):
         state = _prompt(sizes, params, prefix, tokens.shape[1])
-        x, places = _embed(params, state, jnp.asarray(tokens))
         size = len(state["rows"])
 
         def read(x, xs):
-            block, memory = xs
-            query, key, value = _project(sizes, block, x, places)
-            own = (y[:, size:] for y in (query, key, value))
+            done = _run(sizes, xs[0], x, xs[1])
+            own = (y[:, size:] for y in done.rows)
             past = (
                 jnp.concatenate([jnp.broadcast_to(z, (len(x), *z.shape)), y[:, :size]], axis=1)
-                for y, z in zip((key, value), memory, strict=True)
+                for y, z in zip(done.rows[1:], done.memory, strict=True)
             )
-            reading = Reading(*(y.swapaxes(1, 2) for y in (*own, *past)))
-            return _finish(sizes, block, x, attend(query, key, value, memory)), reading
+            return done.output, Reading(*(y.swapaxes(1, 2) for y in (*own, *past)))
 
-        return jax.lax.scan(read, x, (params["torso"], state["memory"]))[1]
+        x = _embed(params, state, jnp.asarray(tokens))
+        return jax.lax.scan(read, x, (params["torso"], state["layers"]))[1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -244,30 +254,30 @@ def generate(
 ) -> Int[Array, "B steps"]:
     """Return the next `steps` tokens by greedy decoding, keys and values cached; N may be 0 behind a prompt of rows."""
     state = _prompt(sizes, params, prefix, tokens.shape[1] + steps)
-    x, places = _embed(params, state, jnp.asarray(tokens))
-    if not len(places):
+    x = _embed(params, state, jnp.asarray(tokens))
+    given, before = x.shape[1], state["layers"].shape[1]
+    if not given:
         raise ValueError("tokens = none: a prompt of rows, or a token, must come first")
 
     def fill(x, xs):
-        block, memory = xs
-        rows = _project(sizes, block, x, places)
-        kept = tuple(jnp.pad(y, ((0, 0), (0, steps), (0, 0), (0, 0))) for y in rows[1:])
-        return _finish(sizes, block, x, attend(*rows, memory)), kept
+        done = _run(sizes, xs[0], x, xs[1])
+        room = ((0, 0), (0, steps), (0, 0), (0, 0))
+        return done.output, (done.memory, [jnp.pad(y, room) for y in done.rows[1:]])
 
-    def write(carry, step):
+    x, (memory, cache) = jax.lax.scan(fill, x, (params["torso"], state["layers"]))
+
+    def write(carry, place):
         said, cache = carry
 
         def read(x, xs):
             block, memory, old = xs
-            query, *new = _project(sizes, block, x, (places[-1] + 1 + step)[None])
-            place = len(places) + step
+            query, *new = _project(sizes, block, x, (before + place)[None])
             kept = [jax.lax.dynamic_update_slice(y, z, (0, place, 0, 0)) for y, z in zip(old, new, strict=True)]
-            return _finish(sizes, block, x, attend(query, *kept, memory, place=place)), tuple(kept)
+            return _finish(sizes, block, x, attend(query, *kept, memory, place=place)), kept
 
-        x, cache = jax.lax.scan(read, params["embedding"][said][:, None], (params["torso"], state["memory"], cache))
+        x, cache = jax.lax.scan(read, params["embedding"][said][:, None], (params["torso"], memory, cache))
         return (_logits(sizes, params, x[:, 0]).argmax(-1), cache), said
 
-    x, cache = jax.lax.scan(fill, x, (params["torso"], state["memory"]))
     first = _logits(sizes, params, x[:, -1]).argmax(-1)
-    (last, _), said = jax.lax.scan(write, (first, cache), jnp.arange(steps - 1))
+    (last, _), said = jax.lax.scan(write, (first, cache), given + jnp.arange(steps - 1))
     return jnp.concatenate([said, last[None]]).T

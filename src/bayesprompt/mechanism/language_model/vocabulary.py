@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_ROWS = 64  # whose logits are held at a time
+_ROWS = 64  # whose logits are held at a time, at most
 
 
 def _loss(rows: Float[Array, "K D"], x: Float[Array, " D"], token: Int[Array, ""]) -> Float[Array, ""]:
@@ -17,7 +17,11 @@ def _loss(rows: Float[Array, "K D"], x: Float[Array, " D"], token: Int[Array, ""
 
 
 def _few_at_a_time(function: Callable, rows: Array, x: Array, tokens: Array) -> Any:
-    return jax.lax.map(lambda xs: function(rows, *xs), (x, tokens), batch_size=_ROWS)
+    n = len(tokens)
+    size = -(-n // -(-n // _ROWS))  # evenly divided: what is left over would be a computation of its own
+    x, tokens = jnp.pad(x, ((0, -n % size), (0, 0))), jnp.pad(tokens, (0, -n % size))
+    found = jax.lax.map(lambda xs: function(rows, *xs), (x, tokens), batch_size=size)
+    return jax.tree.map(lambda y: y[:n], found)
 
 
 @jax.custom_vjp
