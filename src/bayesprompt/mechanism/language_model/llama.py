@@ -1,4 +1,4 @@
-"""The LLaMA family as a `Predictor`: one block, scanned over stacked weights; a prompt is read once a batch."""
+"""The LLaMA family as a `Predictor`: one block, scanned over stacked weights."""
 
 import functools
 from dataclasses import dataclass
