@@ -57,7 +57,7 @@ class Predictor(NamedTuple):
     ) -> Float[Array, "B n"]:
         """Return -log p(x_n) of all tokens, or of the last ones, in nats, differentiable (Eq. 3's summands)."""
         if self.losses is not None:
-            return self.losses(params, state, tokens)
+            return self.losses(params, state, tokens, **mask)
         log_probs = self.predict(params, state, tokens, **mask)
         return log_loss(log_probs, tokens[:, -log_probs.shape[1] :])
 
