@@ -32,6 +32,7 @@ from bayesprompt.tuners import PREFIXES, make_tuner
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAVED = REPOSITORY / "src" / "bayesprompt" / "results" / "benchmarks.json"
 ROUNDS = 5
+PAUSE = 0.3  # seconds before a timing: threads of the code whose turn has ended may wait actively for a while
 
 # The public code's names for what is tuned.
 THUNNINI_METHODS = {
@@ -63,7 +64,8 @@ def arguments(description: str, **choices: Any) -> argparse.Namespace:
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Return the seconds until everything that `call` returns is computed."""
+    """Return the seconds until everything that `call` returns is computed, after a pause for other threads to rest."""
+    time.sleep(PAUSE)
     began = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - began

@@ -122,7 +122,8 @@ def public_training(
 def compare(options: Any, name: str) -> dict[str, Any]:
     """Time the iterations of an experiment's repetitions, beside the public code's, and print the row."""
     experiment, method = DIGIT_EXPERIMENTS[name], CASES[name]
-    config = replace(training_at(experiment, method, "paper"), steps=options.steps[0])
+    steps = max(1, options.steps[0] // experiment.sizes.num_layers)  # so that turns are of about the same length
+    config = replace(training_at(experiment, method, "paper"), steps=steps)
     ours, repetitions = our_training(experiment, method, config)
     with contextlib.ExitStack() as stack:
         calls = [ours]
@@ -147,7 +148,7 @@ def compare(options: Any, name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__, mingpt=[""], python=[sys.executable], cases=list(CASES), steps=[20])
+    options = arguments(__doc__, mingpt=[""], python=[sys.executable], cases=list(CASES), steps=[80])
     if options.mingpt[0] and not (Path(options.mingpt[0]) / "mingpt" / "trainer.py").exists():
         print(f"argument --mingpt: {options.mingpt[0]}: must be a folder with mingpt/trainer.py in it", file=sys.stderr)
         sys.exit(2)

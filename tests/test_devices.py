@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 
-from bayesprompt.devices import grid, keep_compiled, padded, part_size
+from bayesprompt.devices import grid, keep_compiled, make_mesh, padded, part_size
 
 # 20 steps of three repetitions, as each process of a run does them; the first process keeps the numbers.
 FIT = """
@@ -122,3 +122,8 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "ours")
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
+
+
+def test_where_weights_fill_the_memory_a_cpu_is_one_device():
+    assert make_mesh(4, 8, together=True).size == 1
+    assert make_mesh(4, 8).size == len(jax.devices())

@@ -35,9 +35,12 @@ def keep_compiled(folder: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def make_mesh(repetitions: int, batch: int) -> Mesh:
-    """Return all hosts' devices as a ("repetition", "batch") grid, some left out where that leaves none more work."""
-    devices = jax.devices()
+def make_mesh(repetitions: int, batch: int, together: bool = False) -> Mesh:
+    """Return all hosts' devices as a ("repetition", "batch") grid, some left out where that leaves none more work.
+
+    together: of CPU cores only one device, whose computations use all of them: no core has activations of its own.
+    """
+    devices = jax.devices()[:1] if together and jax.default_backend() == "cpu" else jax.devices()
     rows, columns = grid(len(devices), repetitions, batch)
     return Mesh(np.array(devices[: rows * columns]).reshape(rows, columns), ("repetition", "batch"))
 

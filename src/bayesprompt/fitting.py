@@ -124,7 +124,7 @@ def fit(
     between chunks. With `sources`, leaves of `source` have a leading axis: a source for each repetition.
     Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
     """
-    mesh = make_mesh(repetitions, config.batch)
+    mesh = make_mesh(repetitions, config.batch, together=predictor.architecture.side_by_side)
     run, start = compiled_loop(predictor, tuner, config, mesh, sources)
     side_by_side, everywhere = NamedSharding(mesh, SHARED_OUT), NamedSharding(mesh, WHOLE)
     indices = np.arange(padded(repetitions, mesh.shape["repetition"]))

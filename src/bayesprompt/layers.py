@@ -25,11 +25,11 @@ def product(x: Float[Array, "rows D"], kernel: Float[Array, "D E"]) -> Float[Arr
 
 
 def _product_gradient(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    # By default XLA transposes the wide dy (recomputing the activation's derivative as it goes) to form dy.T @ x, and
-    # reads the kernel column by column. Materialised first, dy is read once, and only the narrow operand turns.
+    # By default XLA transposes the wide dy (recomputing the activation's derivative as it goes) to form dy.T @ x.
+    # Materialised first, dy is read once, and only the narrow operand turns.
     x, kernel = saved
-    dy, transposed = jax.lax.optimization_barrier((dy, kernel.T))
-    return dy @ transposed, x.T @ dy if kernel.shape[0] <= kernel.shape[1] else jax.lax.optimization_barrier(dy.T @ x).T
+    dy = jax.lax.optimization_barrier(dy)
+    return dy @ kernel.T, x.T @ dy if kernel.shape[0] <= kernel.shape[1] else jax.lax.optimization_barrier(dy.T @ x).T
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_gradient)

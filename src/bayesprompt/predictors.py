@@ -30,7 +30,7 @@ class Architecture(Protocol):
     embed_dim: int
     num_layers: int
     sequences_in_cache: int
-    side_by_side: bool  # repetitions on a CPU, too: where it is the weights that do not fit its cache
+    side_by_side: bool  # repetitions on a CPU, too, by all cores together: where it is the weights that fill its memory
 
     def token_flops(self, length: int) -> int:
         """Return the nominal floating-point operations of one token's matrix products, forward, at this length."""

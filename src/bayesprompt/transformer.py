@@ -135,14 +135,18 @@ def attend(
     The n rows are the last ones, or those from `place` on. `drop` sees the attention weights (B, H, n, S + m) before
     they are used.
     """
-    past_key, past_value = memory
-    n, m = query.shape[1], key.shape[1]
-    own = jnp.einsum("bihd,bjhd->bhij", query, key)
-    seen = jnp.arange(m)[None] <= (m - n if place is None else place) + jnp.arange(n)[:, None]
-    own = jnp.where(seen, own, -jnp.inf)
-    weights = drop(jax.nn.softmax(jnp.concatenate([jnp.einsum("bihd,shd->bhis", query, past_key), own], axis=-1)))
-    past, own = jnp.split(weights, [len(past_key)], axis=-1)
-    mixed = jnp.einsum("bhis,shd->bihd", past, past_value) + jnp.einsum("bhij,bjhd->bihd", own, value)
+    n, m, heads = query.shape[1], key.shape[1], query.shape[2]
+
+    def behind(past, own):
+        # Heads come first here, once for all products: each is then a plain product of matrices.
+        past = jnp.broadcast_to(past.swapaxes(0, 1), (len(own), heads, *past.shape[::2]))
+        return jnp.concatenate([past, own.swapaxes(1, 2)], axis=2)
+
+    key, value = behind(memory[0], key), behind(memory[1], value)
+    scores = query.swapaxes(1, 2) @ key.swapaxes(2, 3)
+    last = len(memory[0]) + (m - n if place is None else place) + jnp.arange(n)  # that each row sees
+    scores = jnp.where(jnp.arange(scores.shape[-1])[None] <= last[:, None], scores, -jnp.inf)
+    mixed = (drop(jax.nn.softmax(scores)) @ value).swapaxes(1, 2)
     return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))
 
 

@@ -29,7 +29,7 @@ class GPT:
     size: int = SIZE  # digits in an input, and in its answer
     first_norm: bool = True
     dropout: float = 0.1  # where a key is given
-    sequences_in_cache: ClassVar[int] = 32
+    sequences_in_cache: ClassVar[int] = 64
     side_by_side: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

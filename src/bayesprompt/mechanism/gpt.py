@@ -99,12 +99,14 @@ class Network(nn.Module):
         """Predict the answer's tokens from the state and the tokens before each."""
         sizes, blocks = self.architecture, self.torso.blocks
         choice = jax.nn.one_hot(tokens[:, :-1], sizes.num_tokens)
-        x, rows = pick(choice, state["choices"]), [pick(choice, y) for y in state["projected"]]
+        # How many of the last rows are still needed as queries (0: all); in the last block, those that predict.
+        last = [0] * (sizes.num_layers - 1) + [sizes.size]
+        query, *others = state["projected"]
+        x, query = (pick(choice[:, -last[0] :], y[-last[0] :]) for y in (state["choices"], query))
+        rows = query, *(pick(choice, y) for y in others)
         for index, block in enumerate(blocks):
-            last = sizes.size if index == len(blocks) - 1 else 0  # there, only what predicts is still needed
             if index:
-                rows = block.project(x, last)
-            x, rows = x[:, -last:], (rows[0][:, -last:], *rows[1:])
+                rows, x = block.project(x, last[index]), x[:, -last[index] :]
             x = block.finish(x, block.attend(*rows, state["memory"][index]))
         return self.unembedding(x)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from bayesprompt.fitting import FitConfig, fit
 from bayesprompt.mechanism.attention import (
@@ -43,6 +44,15 @@ def parameters(sizes):
         return jnp.asarray(scale * rng.normal(size=leaf.shape) + ("norm" in path[-1].key), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes(sizes))
+
+
+def products(jaxpr):
+    """Count the products without a batch axis, those in inner programs too."""
+    found = 0
+    for equation in jaxpr.eqns:
+        found += equation.primitive.name == "dot_general" and not equation.params["dimension_numbers"][1][0]
+        found += sum(products(getattr(inner, "jaxpr", inner)) for inner in jaxprs_in_params(equation.params))
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -170,6 +180,25 @@ def test_a_token_costs_what_its_prediction_says_and_one_below_zero_is_read_as_ze
     assert wanted.min() > 0
     wanted[1, -3:] = 0
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_computes_no_product_with_the_weights_twice(monkeypatch):
+    params, rows = parameters(GROUPED), prompt(GROUPED, "soft").embeddings
+
+    def in_gradient():
+        predictor = make_llama(GROUPED, answer=1)
+
+        def loss(rows):
+            return predictor.token_losses(params, predictor.prompt(params, Prefix(embeddings=rows), 7), TOKENS).sum()
+
+        return products(jax.make_jaxpr(jax.grad(loss))(rows).jaxpr)
+
+    policies = jax.checkpoint_policies
+    kept = in_gradient()
+    monkeypatch.setattr(policies, "save_only_these_names", lambda *_: policies.everything_saveable)
+    assert kept == in_gradient()
+    monkeypatch.setattr(policies, "save_only_these_names", lambda *_: policies.nothing_saveable)
+    assert kept <= in_gradient() - 6  # what is kept: query, key, value, the attention block's output, gate, up
 
 
 @pytest.mark.parametrize("kind", ["none", "soft", "layers"])

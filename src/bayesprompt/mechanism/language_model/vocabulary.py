@@ -1,47 +1,79 @@
-"""What tokens of a large vocabulary cost, without holding a whole batch's probabilities over it."""
+"""What tokens of a large vocabulary cost, without holding a batch's probabilities over it."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_ROWS = 64  # whose logits are held at a time, at most
+# The vocabulary is read in blocks: this many of its rows at most (a CPU's cache holds them while they are used twice),
+# and so few that no more than this many logits exist at a time.
+_BLOCK, _LOGITS = 4096, 2**21
 
 
-def _loss(rows: Float[Array, "K D"], x: Float[Array, " D"], token: Int[Array, ""]) -> Float[Array, ""]:
-    logits = rows @ x
-    return jnp.where(token < 0, 0, jax.nn.logsumexp(logits) - logits[jnp.maximum(token, 0)])
+class _Sums(NamedTuple):
+    """What is known of n softmaxes after some blocks: a shift, and sums of exp(logits - shift)."""
+
+    largest: Float[Array, " n"]
+    total: Float[Array, " n"]
+    mixed: Float[Array, "n D"]  # of the vocabulary's rows, weighted by it
 
 
-def _few_at_a_time(function: Callable, rows: Array, x: Array, tokens: Array) -> Any:
-    n = len(tokens)
-    size = -(-n // -(-n // _ROWS))  # evenly divided: what is left over would be a computation of its own
-    x, tokens = jnp.pad(x, ((0, -n % size), (0, 0))), jnp.pad(tokens, (0, -n % size))
-    found = jax.lax.map(lambda xs: function(rows, *xs), (x, tokens), batch_size=size)
-    return jax.tree.map(lambda y: y[:n], found)
+def _division(num_tokens: int, n: int) -> tuple[int, int]:
+    """Return the number of blocks and their size, for n rows of x."""
+    blocks = -(-num_tokens // max(1, min(_BLOCK, _LOGITS // n)))
+    return blocks, -(-num_tokens // blocks)
+
+
+def _look(rows: Array, x: Array, index: Array, size: int) -> tuple[Array, Array, Array]:
+    """Return where a block starts, its rows, and the logits of those that no block before it had (else -inf)."""
+    start = jnp.minimum(index * size, len(rows) - size)  # the last block may reach back
+    block = jax.lax.dynamic_slice_in_dim(rows, start, size)
+    new = start + jnp.arange(size) >= index * size
+    return start, block, jnp.where(new, x @ block.T, -jnp.inf)
 
 
 @jax.custom_vjp
 def token_losses(rows: Float[Array, "K D"], x: Float[Array, "n D"], tokens: Int[Array, " n"]) -> Float[Array, " n"]:
     """Return -log softmax(rows x)_token, nats, differentiable; a token of -1 costs nothing (Eq. 3's summands).
 
-    Each loss comes with its slope in x, so that no logits are kept for the gradient.
+    Each loss comes with its slope in x, from one reading of the rows (an online softmax, Milakov & Gimelshein 2018).
     """
-    return _few_at_a_time(_loss, rows, x, tokens)
+    return _with_slopes(rows, x, tokens)[0]
 
 
 def _with_slopes(rows, x, tokens):
-    losses, slopes = _few_at_a_time(jax.value_and_grad(_loss, argnums=1), rows, x, tokens)
-    return losses, (rows, x, tokens, slopes)
+    blocks, size = _division(len(rows), len(x))
+
+    def add(sums, index):
+        _, block, logits = _look(rows, x, index, size)
+        largest = jnp.maximum(sums.largest, logits.max(axis=1))
+        weights, kept = jnp.exp(logits - largest[:, None]), jnp.exp(sums.largest - largest)
+        total = kept * sums.total + weights.sum(axis=1)
+        return _Sums(largest, total, kept[:, None] * sums.mixed + weights @ block), None
+
+    nothing = _Sums(jnp.full(len(x), -jnp.inf), jnp.zeros(len(x)), jnp.zeros_like(x))
+    sums = jax.lax.scan(add, nothing, jnp.arange(blocks))[0]
+    shift, wanted = sums.largest + jnp.log(sums.total), rows[jnp.maximum(tokens, 0)]
+    costs = tokens >= 0
+    losses = jnp.where(costs, shift - (wanted * x).sum(axis=1), 0.0)
+    slopes = jnp.where(costs[:, None], sums.mixed / sums.total[:, None] - wanted, 0.0)
+    return losses, (rows, x, tokens, shift, slopes)
 
 
 def _pull_back(kept, cotangent):
-    rows, x, tokens, slopes = kept
-    # The compiler leaves this out where the rows are frozen; it computes the logits once more.
-    of_rows = jax.vjp(functools.partial(_few_at_a_time, _loss, x=x, tokens=tokens), rows)[1](cotangent)[0]
+    rows, x, tokens, shift, slopes = kept
+    blocks, size = _division(len(rows), len(x))
+    scaled = jnp.where(tokens < 0, 0.0, cotangent)[:, None] * x
+
+    def add(total, index):
+        start, _, logits = _look(rows, x, index, size)
+        more = jnp.exp(logits - shift[:, None]).T @ scaled
+        before = jax.lax.dynamic_slice_in_dim(total, start, size)
+        return jax.lax.dynamic_update_slice_in_dim(total, before + more, start, axis=0), None
+
+    # The compiler leaves this out where the rows are frozen.
+    of_rows = jax.lax.scan(add, jnp.zeros_like(rows), jnp.arange(blocks))[0].at[jnp.maximum(tokens, 0)].add(-scaled)
     return of_rows, cotangent[:, None] * slopes, None
 
 
