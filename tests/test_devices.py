@@ -124,6 +124,9 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_where_weights_fill_the_memory_a_cpu_is_one_device():
-    assert make_mesh(4, 8, together=True).size == 1
-    assert make_mesh(4, 8).size == len(jax.devices())
+def test_cores_have_for_themselves_what_an_architecture_says():
+    devices = len(jax.devices())
+    assert make_mesh(devices, 8, "nothing").size == 1
+    assert dict(make_mesh(devices, 8, "repetitions").shape) == {"repetition": devices, "batch": 1}
+    assert make_mesh(1, 8 * devices, "repetitions").size == 1
+    assert dict(make_mesh(1, 8 * devices).shape) == {"repetition": 1, "batch": devices}

@@ -3,12 +3,17 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
+
+# What each core of a CPU has for itself: repetitions, and shares of a batch where cores are left; repetitions only, if
+# the gradients of large weights cost more to add up than shares save; or nothing, if weights fill the memory. The
+# rest cores compute together.
+Cores = Literal["batch", "repetitions", "nothing"]
 
 # What every device has of an argument: a share of its first axis (repetitions), or all of it.
 SHARED_OUT, WHOLE = PartitionSpec("repetition"), PartitionSpec()
@@ -35,12 +40,11 @@ def keep_compiled(folder: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def make_mesh(repetitions: int, batch: int, together: bool = False) -> Mesh:
-    """Return all hosts' devices as a ("repetition", "batch") grid, some left out where that leaves none more work.
-
-    together: of CPU cores only one device, whose computations use all of them: no core has activations of its own.
-    """
-    devices = jax.devices()[:1] if together and jax.default_backend() == "cpu" else jax.devices()
+def make_mesh(repetitions: int, batch: int, cores: Cores = "batch") -> Mesh:
+    """Return all hosts' devices as a ("repetition", "batch") grid, some left out where that leaves none more work."""
+    devices = jax.devices()
+    if jax.default_backend() == "cpu" and cores != "batch":
+        batch, devices = 1, devices if cores == "repetitions" else devices[:1]
     rows, columns = grid(len(devices), repetitions, batch)
     return Mesh(np.array(devices[: rows * columns]).reshape(rows, columns), ("repetition", "batch"))
 

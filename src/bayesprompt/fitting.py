@@ -124,7 +124,7 @@ def fit(
     between chunks. With `sources`, leaves of `source` have a leading axis: a source for each repetition.
     Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
     """
-    mesh = make_mesh(repetitions, config.batch, together=predictor.architecture.side_by_side)
+    mesh = make_mesh(repetitions, config.batch, predictor.architecture.cores)
     run, start = compiled_loop(predictor, tuner, config, mesh, sources)
     side_by_side, everywhere = NamedSharding(mesh, SHARED_OUT), NamedSharding(mesh, WHOLE)
     indices = np.arange(padded(repetitions, mesh.shape["repetition"]))
@@ -239,8 +239,8 @@ def compiled_loop(
             return run_one(base, own if sources else source, carry, key, done)
 
         own = source if sources else {}
-        # One repetition after the other keeps a CPU's cache, unless weights fill it; a GPU wants them side by side.
-        if jax.default_backend() == "cpu" and not predictor.architecture.side_by_side:
+        # One repetition after the other keeps a CPU's cache; a GPU, or weights that no cache holds, want all at once.
+        if jax.default_backend() == "cpu" and predictor.architecture.cores != "nothing":
             return jax.lax.map(lambda x: one(*x), (own, carry, keys))
         return jax.vmap(one)(own, carry, keys)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bayesprompt.devices import Cores
 from bayesprompt.layers import State, check_sizes
 
 
@@ -20,7 +21,7 @@ class LSTM:
     hidden_dim: int = 128
     num_layers: int = 1
     sequences_in_cache: ClassVar[int] = 256
-    side_by_side: ClassVar[bool] = False
+    cores: ClassVar[Cores] = "batch"
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from bayesprompt.devices import Cores
 from bayesprompt.layers import State, dense_product
 from bayesprompt.lstm import LSTM, LSTMTorso
 from bayesprompt.prefixes import NO_PREFIX, Prefix
@@ -30,7 +31,7 @@ class Architecture(Protocol):
     embed_dim: int
     num_layers: int
     sequences_in_cache: int
-    side_by_side: bool  # repetitions on a CPU, too, by all cores together: where it is the weights that fill its memory
+    cores: Cores
 
     def token_flops(self, length: int) -> int:
         """Return the nominal floating-point operations of one token's matrix products, forward, at this length."""

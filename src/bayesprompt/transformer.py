@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bayesprompt.devices import Cores
 from bayesprompt.layers import Dense, State, check_sizes
 
 # Largest number of (position, token) pairs for which first-layer attention is one product with a table (see below).
@@ -27,7 +28,7 @@ class Transformer:
     num_layers: int = 1
     mlp_dim: int = 512
     sequences_in_cache: ClassVar[int] = 64  # whose activations a CPU's cache holds, about
-    side_by_side: ClassVar[bool] = False
+    cores: ClassVar[Cores] = "batch"
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1, or heads that do not divide the width."""
@@ -116,10 +117,21 @@ class TransformerTorso(nn.Module):
         return state["first"], x
 
 
+@jax.custom_vjp
 def pick(choice: Float[Array, "B n K"], table: Float[Array, "n K *row"]) -> Float[Array, "B n *row"]:
     """Look up, for every position, the row of the token that stands there (as a product: its gradient is one too)."""
-    flat = jnp.einsum("bnk,nkd->bnd", choice, table.reshape(*table.shape[:2], math.prod(table.shape[2:])))
-    return flat.reshape(*choice.shape[:2], *table.shape[2:])
+    rows = choice.swapaxes(0, 1) @ table.reshape(*table.shape[:2], math.prod(table.shape[2:]))
+    return rows.swapaxes(0, 1).reshape(*choice.shape[:2], *table.shape[2:])
+
+
+def _pick_gradient(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    # By default XLA would turn the wide dy for the table's gradient, instead of the narrow choice.
+    choice, table = saved
+    dy, rows = (y.reshape(*y.shape[:2], -1) for y in (dy.swapaxes(0, 1), table))
+    return (dy @ rows.swapaxes(1, 2)).swapaxes(0, 1), (choice.transpose(1, 2, 0) @ dy).reshape(table.shape)
+
+
+pick.defvjp(lambda choice, table: (pick(choice, table), (choice, table)), _pick_gradient)
 
 
 def attend(

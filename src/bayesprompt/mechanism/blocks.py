@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt
 
+from bayesprompt.devices import Cores
 from bayesprompt.layers import Dense, check_sizes
 from bayesprompt.mechanism.digits import NUM_TOKENS, SIZE, mixed
 from bayesprompt.transformer import attend
@@ -30,7 +31,7 @@ class GPT:
     first_norm: bool = True
     dropout: float = 0.1  # where a key is given
     sequences_in_cache: ClassVar[int] = 64
-    side_by_side: ClassVar[bool] = False
+    cores: ClassVar[Cores] = "repetitions"
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1, heads that do not divide the width, or a dropout outside [0, 1)."""

@@ -10,6 +10,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from bayesprompt.devices import Cores
 from bayesprompt.layers import State, check_sizes
 from bayesprompt.mechanism.attention import Reading
 from bayesprompt.mechanism.language_model.vocabulary import token_losses
@@ -36,7 +37,7 @@ class Llama:
     norm_epsilon: float = 1e-5
     tied: bool = True  # the unembedding is the embedding
     sequences_in_cache: int = 4  # at a time in training: what is kept of 256 tokens for the gradient is 160 MB
-    side_by_side: ClassVar[bool] = True
+    cores: ClassVar[Cores] = "nothing"
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes below 1, heads that do not divide the width, or a rotation of no angle."""
