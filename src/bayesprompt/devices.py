@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 # What each core of a CPU has for itself: repetitions, and shares of a batch where cores are left; repetitions only, if
-# the gradients of large weights cost more to add up than shares save; or nothing, if weights fill the memory. The
-# rest cores compute together.
+# the gradients of large weights cost more to add up than shares save; or nothing, if weights fill the memory. All
+# else the cores compute together.
 Cores = Literal["batch", "repetitions", "nothing"]
 
 # What every device has of an argument: a share of its first axis (repetitions), or all of it.
