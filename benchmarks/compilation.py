@@ -14,11 +14,11 @@ CHILD = """
 import json, sys, time
 began = time.perf_counter()
 import jax
-from bayesprompt import predictors
+from bayesprompt.models import predictor as predictors
 from bayesprompt.devices import keep_compiled
-from bayesprompt.fitting import FitConfig, fit
-from bayesprompt.sources import Coin
-from bayesprompt.tuners import make_tuner
+from bayesprompt.tuning.fitting import FitConfig, fit
+from bayesprompt.sources.coins import Coin
+from bayesprompt.tuning.tuners import make_tuner
 from pathlib import Path
 imported = time.perf_counter()
 keep_compiled(Path(sys.argv[1]))

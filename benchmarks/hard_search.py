@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from harness import arguments, describe, finish, matrix_rate, paired, public_code, public_predictor
 
-from bayesprompt.fitting import step_flops
-from bayesprompt.predictors import LSTM, Transformer, make_predictor
-from bayesprompt.prefixes import all_hard_prefixes
-from bayesprompt.sources import Coin
-from bayesprompt.tuners import hard_search
+from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
+from bayesprompt.models.prefixes import all_hard_prefixes
+from bayesprompt.sources.coins import Coin
+from bayesprompt.tuning.fitting import step_flops
+from bayesprompt.tuning.tuners import hard_search
 
 LENGTH, PREFIX_LENGTH = 50, 6
 

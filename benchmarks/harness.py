@@ -23,11 +23,11 @@ import numpy as np
 import optax
 
 from bayesprompt.devices import make_mesh, padded
-from bayesprompt.fitting import FitConfig, compiled_loop, step_flops
-from bayesprompt.predictors import Architecture, Transformer, make_predictor
-from bayesprompt.sources import BetaCoins, Coin
+from bayesprompt.models.predictor import Architecture, Transformer, make_predictor
+from bayesprompt.sources.coins import BetaCoins, Coin
 from bayesprompt.store import commit, device
-from bayesprompt.tuners import PREFIXES, make_tuner
+from bayesprompt.tuning.fitting import FitConfig, compiled_loop, step_flops
+from bayesprompt.tuning.tuners import PREFIXES, make_tuner
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAVED = REPOSITORY / "src" / "bayesprompt" / "results" / "benchmarks.json"

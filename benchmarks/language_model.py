@@ -20,10 +20,10 @@ import numpy as np
 from harness import arguments, finish, our_steps, paired
 
 from bayesprompt.devices import make_mesh
-from bayesprompt.fitting import FitConfig, compiled_loop
-from bayesprompt.mechanism.language_model.files import LanguageModel, load
-from bayesprompt.mechanism.language_model.tasks import Texts
-from bayesprompt.tuners import make_tuner
+from bayesprompt.mechanism.language.tasks import Texts
+from bayesprompt.models.gguf import LanguageModel, load
+from bayesprompt.tuning.fitting import FitConfig, compiled_loop
+from bayesprompt.tuning.tuners import make_tuner
 
 # Method, rows of the prefix, sequences, tokens of each.
 CASES = [("SoftPT", 1, 1, 13), ("SoftPT", 1, 8, 64), ("PrefixTuning", 10, 1, 13), ("PrefixTuning", 10, 8, 64)]

@@ -4,8 +4,8 @@ import jax
 from harness import arguments, finish, megabytes, our_loop, public_step
 
 from bayesprompt.devices import make_mesh
-from bayesprompt.fitting import FitConfig
-from bayesprompt.predictors import LSTM, Transformer
+from bayesprompt.models.predictor import LSTM, Transformer
+from bayesprompt.tuning.fitting import FitConfig
 
 CASES = [("FullWT", 100, 1), ("SoftPT", 50, 10), ("LoRAWT", 50, 10), ("FullWT", 50, 10)]
 

@@ -2,8 +2,8 @@
 
 from harness import arguments, compare_steps, finish
 
-from bayesprompt.fitting import FitConfig
-from bayesprompt.predictors import LSTM, Transformer
+from bayesprompt.models.predictor import LSTM, Transformer
+from bayesprompt.tuning.fitting import FitConfig
 
 if __name__ == "__main__":
     options = arguments(__doc__)

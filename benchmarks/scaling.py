@@ -2,8 +2,8 @@
 
 from harness import arguments, finish, megabytes, our_loop, our_steps, paired
 
-from bayesprompt.fitting import FitConfig, step_flops
-from bayesprompt.predictors import LSTM, Transformer
+from bayesprompt.models.predictor import LSTM, Transformer
+from bayesprompt.tuning.fitting import FitConfig, step_flops
 
 BATCH, LENGTH, WIDTH = 64, 100, 128
 

@@ -19,11 +19,11 @@ import numpy as np
 from harness import arguments, finish, matrix_rate, our_steps, paired
 
 from bayesprompt.devices import make_mesh, padded
-from bayesprompt.fitting import AdamWConfig, compiled_loop, step_flops
-from bayesprompt.mechanism.digits import Digits, one_task
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, DigitExperiment, training_at
-from bayesprompt.mechanism.gpt import make_gpt
-from bayesprompt.mechanism.running import tuner_of
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, DigitExperiment, training_at
+from bayesprompt.mechanism.digits_compute import tuner_of
+from bayesprompt.models.gpt import make_gpt
+from bayesprompt.sources.digits import Digits, one_task
+from bayesprompt.tuning.fitting import AdamWConfig, compiled_loop, step_flops
 
 # Experiment -> the method whose iterations are timed.
 CASES = {

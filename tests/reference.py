@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bayesprompt.predictors import LSTM, make_predictor
+from bayesprompt.models.predictor import LSTM, make_predictor
 
 # For programs that run once: XLA compiles these networks five times as fast, to about the same rounding errors.
 QUICK = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bayesprompt.fitting import step_flops
-from bayesprompt.predictors import LSTM, Transformer
+from bayesprompt.models.predictor import LSTM, Transformer
 from bayesprompt.store import SHIPPED
+from bayesprompt.tuning.fitting import step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "harness")

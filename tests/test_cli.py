@@ -13,10 +13,10 @@ import safetensors.numpy
 from jax.experimental.compilation_cache import compilation_cache
 
 from bayesprompt import cli
-from bayesprompt.cells import Cell, cells, load_cell
-from bayesprompt.claims.judging import Part
 from bayesprompt.figures import PAPER_FIGURES
-from bayesprompt.running import run_cell
+from bayesprompt.lab.cells import Cell, cells, load_cell
+from bayesprompt.lab.judging import Part
+from bayesprompt.prompting.compute import run_cell
 from bayesprompt.store import Store
 
 SMOKE = Cell("single-coin", "lstm", "SoftPT", "smoke")

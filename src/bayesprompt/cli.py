@@ -14,8 +14,10 @@ import xarray as xr
 from tqdm import tqdm
 
 import bayesprompt
-from bayesprompt import claims as claims_
-from bayesprompt.cells import (
+from bayesprompt import catalog as claims_
+from bayesprompt.devices import keep_compiled
+from bayesprompt.figures import PAPER_FIGURES, paper_figure
+from bayesprompt.lab.cells import (
     ALL,
     Cell,
     cell_config,
@@ -26,10 +28,8 @@ from bayesprompt.cells import (
     network_cell,
     repetitions_of,
 )
-from bayesprompt.devices import keep_compiled
-from bayesprompt.experiments import SCALES, SWEEPS, SWEPT
-from bayesprompt.figures import PAPER_FIGURES, paper_figure
-from bayesprompt.running import run_cell
+from bayesprompt.prompting.compute import run_cell
+from bayesprompt.prompting.experiments import SCALES, SWEEPS, SWEPT
 from bayesprompt.store import RefusedFileError, Store, device, make_folder, read_dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

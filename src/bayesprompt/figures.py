@@ -7,10 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from bayesprompt.attention_plots import prefix_clusters, skill_maps, sorter_maps
-from bayesprompt.language_plots import one_row_attention, one_row_outputs
-from bayesprompt.mechanism.constructions import tangents
-from bayesprompt.plotting import (
+from bayesprompt.lab.plotting import (
     add_provenance,
     common_top,
     regret_bars,
@@ -19,9 +16,12 @@ from bayesprompt.plotting import (
     tuning_loss,
     use_style,
 )
-from bayesprompt.state_plots import states_under_prefixes, structure_and_prefixes
+from bayesprompt.mechanism.attention_plots import prefix_clusters, skill_maps, sorter_maps
+from bayesprompt.mechanism.constructions import tangents
+from bayesprompt.mechanism.language_plots import one_row_attention, one_row_outputs
+from bayesprompt.mechanism.subspace_plots import prefix_ranges
+from bayesprompt.prompting.state_plots import states_under_prefixes, structure_and_prefixes
 from bayesprompt.store import Store
-from bayesprompt.subspace_plots import prefix_ranges
 
 NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
 

@@ -36,7 +36,7 @@ def test_a_slider_without_ipywidgets_8():
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from bayesprompt.widgets import explore
+    from bayesprompt.lab.widgets import explore
 
     def draw(height):
         figure, axes = plt.subplots()

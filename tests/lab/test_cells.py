@@ -17,9 +17,9 @@ import pytest
 import xarray as xr
 from reference import quick_jit
 
-from bayesprompt import cells as cells_
-from bayesprompt import fitting, running, tuners
-from bayesprompt.cells import (
+from bayesprompt.devices import make_mesh
+from bayesprompt.lab import cells as cells_
+from bayesprompt.lab.cells import (
     Cell,
     architecture_of,
     cell_config,
@@ -34,16 +34,17 @@ from bayesprompt.cells import (
     stream,
     tuning_source,
 )
-from bayesprompt.devices import make_mesh
-from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS, SCALES, SWEEPS, TWO_COINS
-from bayesprompt.fitting import compiled_loop
-from bayesprompt.predictors import LSTM, Transformer, make_predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
-from bayesprompt.regret import best_hard_prompt, cumulative_regret, exact_regret
-from bayesprompt.running import predict_all, run_cell, tabulate
-from bayesprompt.sources import Coin
+from bayesprompt.measures.regret import best_hard_prompt, cumulative_regret, exact_regret
+from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
+from bayesprompt.prompting import compute as running
+from bayesprompt.prompting.compute import predict_all, run_cell, tabulate
+from bayesprompt.prompting.experiments import EXPERIMENTS, RANDOM_COINS, SCALES, SWEEPS, TWO_COINS
+from bayesprompt.sources.coins import Coin
 from bayesprompt.store import Store, digest, tree_hash
-from bayesprompt.tuners import METHODS, hard_search, make_tuner
+from bayesprompt.tuning import fitting, tuners
+from bayesprompt.tuning.fitting import compiled_loop
+from bayesprompt.tuning.tuners import METHODS, hard_search, make_tuner
 
 PRETRAINED = Cell("pretraining", "lstm", "Pretrained", "smoke")
 
@@ -56,7 +57,8 @@ def cell(method, architecture="lstm"):
 PREPARE = """
 import jax, reference
 jax.jit = reference.quick_jit
-from bayesprompt import fitting, running, tuners
+from bayesprompt.tuning import fitting, tuners
+from bayesprompt.prompting import compute as running
 fitting.FitConfig.max_chunk = 5
 for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
     setattr(module, name, reference.quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
@@ -456,7 +458,7 @@ def test_a_folder_below_a_file_is_named(tmp_path):
 
 def start(script, *arguments):
     """Start another process that prepares itself like this one."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PREPARE + textwrap.dedent(script), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -466,8 +468,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(store, tmp_path):
     killed = start(
         """
         import os, signal, sys
-        from bayesprompt.cells import Cell
-        from bayesprompt.running import run_cell
+        from bayesprompt.lab.cells import Cell
+        from bayesprompt.prompting.compute import run_cell
         from bayesprompt.store import Store
 
         def progress(step, loss):
@@ -498,8 +500,8 @@ def test_two_processes_on_one_cell(tmp_path, monkeypatch):
         """
         import sys, time
         from pathlib import Path
-        from bayesprompt.cells import Cell
-        from bayesprompt.running import run_cell
+        from bayesprompt.lab.cells import Cell
+        from bayesprompt.prompting.compute import run_cell
         from bayesprompt.store import Store
 
         folder, compute = Path(sys.argv[1]), running._bayes

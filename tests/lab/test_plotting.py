@@ -11,9 +11,9 @@ import xarray as xr
 from matplotlib.colors import to_rgb
 
 from bayesprompt import figures as figures_
-from bayesprompt import plotting
-from bayesprompt.beliefs import BetaFit
-from bayesprompt.experiments import BAYES_METHODS, NETWORK_METHODS
+from bayesprompt.lab import plotting
+from bayesprompt.measures.beliefs import BetaFit
+from bayesprompt.prompting.experiments import BAYES_METHODS, NETWORK_METHODS
 from bayesprompt.store import Store
 
 matplotlib.use("Agg")

@@ -8,8 +8,8 @@ import pytest
 from ipywidgets.embed import embed_data
 from matplotlib import pyplot as plt
 
-from bayesprompt import widgets
-from bayesprompt.widgets import explore
+from bayesprompt.lab import widgets
+from bayesprompt.lab.widgets import explore
 
 matplotlib.use("agg")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from reference import quick_jit
 
-from bayesprompt.cells import Cell, load_cell, load_network
-from bayesprompt.mechanism.attention import (
+from bayesprompt.lab.cells import Cell, load_cell, load_network
+from bayesprompt.measures.attention import (
     Head,
     attention,
     attention_block,
@@ -25,9 +25,9 @@ from bayesprompt.mechanism.attention import (
     soft_from_hard,
     spectrum,
 )
-from bayesprompt.predictors import LSTM, Transformer, make_predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
-from bayesprompt.states import internal_states
+from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.prompting.states import internal_states
 from bayesprompt.store import Store
 
 SIZES = {"k": 3, "d_in": 5, "d_out": 4, "p": 6}

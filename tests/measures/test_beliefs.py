@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bayesprompt import plotting
-from bayesprompt.beliefs import best_beta, fit_beta, fitted_beliefs, median_prediction
-from bayesprompt.regret import best_hard_prompt, exact_regret
-from bayesprompt.sources import BetaCoins, Coin, CoinMixture, DirichletCategorical
+from bayesprompt.lab import plotting
+from bayesprompt.measures.beliefs import best_beta, fit_beta, fitted_beliefs, median_prediction
+from bayesprompt.measures.regret import best_hard_prompt, exact_regret
+from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture, DirichletCategorical
 from bayesprompt.store import Store
 
 SINGLE = Coin(0.2)

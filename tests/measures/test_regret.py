@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayesprompt.regret import (
+from bayesprompt.measures.regret import (
     best_hard_prompt,
     cumulative_regret,
     exact_regret,
@@ -20,7 +20,7 @@ from bayesprompt.regret import (
     log_loss,
     quantiles,
 )
-from bayesprompt.sources import BetaCoins, Categorical, Coin, CoinMixture, DirichletCategorical, Markov
+from bayesprompt.sources.coins import BetaCoins, Categorical, Coin, CoinMixture, DirichletCategorical, Markov
 
 LAPLACE = BetaCoins(1.0, 1.0)
 SINGLE = Coin(0.2)

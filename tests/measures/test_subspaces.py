@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bayesprompt.mechanism.attention import (
+from bayesprompt.measures.attention import (
     Head,
     Reading,
     attention,
@@ -13,8 +13,7 @@ from bayesprompt.mechanism.attention import (
     read_rows,
     relative_content_attention,
 )
-from bayesprompt.mechanism.gpt import GPT, inspect, make_gpt
-from bayesprompt.mechanism.subspaces import (
+from bayesprompt.measures.subspaces import (
     bias_directions,
     composed_heads,
     composed_logits,
@@ -24,7 +23,8 @@ from bayesprompt.mechanism.subspaces import (
     total_variation,
     up_to,
 )
-from bayesprompt.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.gpt import GPT, inspect, make_gpt
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 
 ARCHITECTURE = GPT(embed_dim=12, num_heads=3, num_layers=2, pads=4)
 

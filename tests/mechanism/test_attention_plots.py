@@ -8,13 +8,13 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
 
-from bayesprompt import attention_plots
-from bayesprompt.attention_plots import EXAMPLE, TASK_COLORS, attention_map, one_head
-from bayesprompt.mechanism import running
-from bayesprompt.mechanism.digits import PRETRAINING_TASKS, TASKS, is_held_out, with_answer
-from bayesprompt.mechanism.gpt import GPT, inspect, make_gpt
-from bayesprompt.mechanism.running import load_models
-from bayesprompt.prefixes import NO_PREFIX, Prefix
+from bayesprompt.mechanism import attention_plots
+from bayesprompt.mechanism import digits_compute as running
+from bayesprompt.mechanism.attention_plots import EXAMPLE, TASK_COLORS, attention_map, one_head
+from bayesprompt.mechanism.digits_compute import load_models
+from bayesprompt.models.gpt import GPT, inspect, make_gpt
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.sources.digits import PRETRAINING_TASKS, TASKS, is_held_out, with_answer
 from bayesprompt.store import Store
 
 matplotlib.use("Agg")

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import claims
-from bayesprompt.cells import Cell
-from bayesprompt.claims import judging, prefixes
-from bayesprompt.mechanism.digits import TASKS
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.running import load_tuned
-from bayesprompt.running import run_cell
+from bayesprompt import catalog as claims
+from bayesprompt.lab import judging
+from bayesprompt.lab.cells import Cell
+from bayesprompt.mechanism import claims_inside as prefixes
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.digits_compute import load_tuned
+from bayesprompt.prompting.compute import run_cell
+from bayesprompt.sources.digits import TASKS
 from bayesprompt.store import Store
 
 HOLDING = {

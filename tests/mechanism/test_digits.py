@@ -6,17 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from bayesprompt.cells import Cell, cells, load_cell, load_network
-from bayesprompt.fitting import AdamWConfig, clip_each, fit
-from bayesprompt.mechanism.digits import TASKS, Digits, answer, one_task
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, DIGIT_SCALES, training_at
-from bayesprompt.mechanism.gpt import GPT, make_gpt
-from bayesprompt.mechanism.running import accuracy, held_out_inputs, load_tuned, stretch
-from bayesprompt.predictors import log_loss
-from bayesprompt.prefixes import NO_PREFIX
-from bayesprompt.running import run_cell
+from bayesprompt.lab.cells import Cell, cells, load_cell, load_network
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, DIGIT_SCALES, training_at
+from bayesprompt.mechanism.digits_compute import accuracy, held_out_inputs, load_tuned, stretch
+from bayesprompt.models.gpt import GPT, make_gpt
+from bayesprompt.models.predictor import log_loss
+from bayesprompt.models.prefixes import NO_PREFIX
+from bayesprompt.prompting.compute import run_cell
+from bayesprompt.sources.digits import TASKS, Digits, answer, one_task
 from bayesprompt.store import Store
-from bayesprompt.tuners import make_tuner
+from bayesprompt.tuning.fitting import AdamWConfig, clip_each, fit
+from bayesprompt.tuning.tuners import make_tuner
 
 SIZES = GPT(embed_dim=16, num_heads=2, num_layers=2, pads=3)
 PREDICTOR = make_gpt(SIZES)
@@ -146,7 +146,7 @@ def test_accuracy_counts_whole_answers(store, monkeypatch):
     inputs = held_out_inputs(cell)
     said = np.array(answer(inputs, 1))
     said[: len(said) // 4, 9] += 1  # one digit wrong in a quarter of them
-    monkeypatch.setattr("bayesprompt.mechanism.running.decode", lambda *_: said)
+    monkeypatch.setattr("bayesprompt.mechanism.digits_compute.decode", lambda *_: said)
     found = accuracy(cell, {}, NO_PREFIX)
     assert found[1] == 0.75
     assert found[[2, 3, 4, 5]].max() == 0

@@ -10,20 +10,23 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import claims, cli
-from bayesprompt.cells import Cell, cell_config, cells
-from bayesprompt.claims import judging
-from bayesprompt.mechanism.attention import Reading, outputs
-from bayesprompt.mechanism.identities import beyond_rank, identity_errors
-from bayesprompt.mechanism.language_model import files, one_token, running
-from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
-from bayesprompt.mechanism.language_model.files import LanguageModel, packaged_file, the_model
-from bayesprompt.mechanism.language_model.llama import Llama, generate, make_llama
-from bayesprompt.mechanism.language_model.reading import prefix_use, read_layers
-from bayesprompt.mechanism.language_model.tasks import KINDS, Texts, WrittenFlips, labelled, targets, written_flips
-from bayesprompt.prefixes import Prefix
-from bayesprompt.running import run_cell
-from bayesprompt.sources import Coin
+from bayesprompt import catalog as claims
+from bayesprompt import cli
+from bayesprompt.lab import judging
+from bayesprompt.lab.cells import Cell, cell_config, cells
+from bayesprompt.measures.attention import Reading, outputs
+from bayesprompt.measures.identities import beyond_rank, identity_errors
+from bayesprompt.mechanism.language import compute as running
+from bayesprompt.mechanism.language import one_token
+from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
+from bayesprompt.mechanism.language.reading import prefix_use, read_layers
+from bayesprompt.mechanism.language.tasks import KINDS, Texts, WrittenFlips, labelled, targets, written_flips
+from bayesprompt.models import gguf as files
+from bayesprompt.models.gguf import LanguageModel, packaged_file, the_model
+from bayesprompt.models.llama import Llama, generate, make_llama
+from bayesprompt.models.prefixes import Prefix
+from bayesprompt.prompting.compute import run_cell
+from bayesprompt.sources.coins import Coin
 from bayesprompt.store import Store
 
 TINY = Llama(num_tokens=23, embed_dim=24, num_heads=3, num_kv_heads=1, num_layers=2, mlp_dim=32, context=64)

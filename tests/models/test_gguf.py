@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayesprompt.mechanism.language_model.files import SMOLLM2_HASH, load, packaged_file
-from bayesprompt.mechanism.language_model.llama import Llama, generate, make_llama, shapes
+from bayesprompt.models.gguf import SMOLLM2_HASH, load, packaged_file
+from bayesprompt.models.llama import Llama, generate, make_llama, shapes
 from bayesprompt.store import RefusedFileError
 
 TINY = Llama(

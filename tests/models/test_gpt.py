@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayesprompt.mechanism.attention import attention, bias_decomposition, outputs
-from bayesprompt.mechanism.digits import PRETRAINING_TASKS, one_task
-from bayesprompt.mechanism.gpt import GPT, decode, inspect, make_gpt
-from bayesprompt.prefixes import NO_PREFIX, Prefix
-from bayesprompt.tuners import make_tuner
+from bayesprompt.measures.attention import attention, bias_decomposition, outputs
+from bayesprompt.models.gpt import GPT, decode, inspect, make_gpt
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.sources.digits import PRETRAINING_TASKS, one_task
+from bayesprompt.tuning.tuners import make_tuner
 
 SIZES = {
     "one head": GPT(embed_dim=12, num_heads=1, num_layers=1, pads=1),

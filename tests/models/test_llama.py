@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from bayesprompt.fitting import FitConfig, fit
-from bayesprompt.mechanism.attention import (
+from bayesprompt.measures.attention import (
     attention,
     bias_decomposition,
     content_only,
     outputs,
     relative_content_attention,
 )
-from bayesprompt.mechanism.language_model.llama import Llama, generate, inspect, make_llama, shapes
-from bayesprompt.mechanism.language_model.tasks import Texts
-from bayesprompt.predictors import log_loss
-from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
-from bayesprompt.tuners import make_tuner
+from bayesprompt.mechanism.language.tasks import Texts
+from bayesprompt.models.llama import Llama, generate, inspect, make_llama, shapes
+from bayesprompt.models.predictor import log_loss
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.tuning.fitting import FitConfig, fit
+from bayesprompt.tuning.tuners import make_tuner
 
 GROUPED = Llama(num_tokens=50, embed_dim=24, num_heads=4, num_kv_heads=2, num_layers=2, mlp_dim=32, context=64)
 SIZES = {

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from reference import parameters, quick_jit
 
-from bayesprompt import transformer
-from bayesprompt.layers import product
-from bayesprompt.predictors import LSTM, Network, Transformer, log_loss, make_predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
-from bayesprompt.transformer import sinusoids
+from bayesprompt.models import transformer
+from bayesprompt.models.layers import product
+from bayesprompt.models.predictor import LSTM, Network, Transformer, log_loss, make_predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.models.transformer import sinusoids
 
 ONE = Transformer(num_tokens=2, embed_dim=16, num_heads=2, num_layers=1, mlp_dim=32)
 TWO = Transformer(num_tokens=3, embed_dim=16, num_heads=4, num_layers=2, mlp_dim=24)

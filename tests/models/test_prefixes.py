@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from bayesprompt.prefixes import (
+from bayesprompt.models.prefixes import (
     MAX_HARD_PREFIXES,
     NO_PREFIX,
     Prefix,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from bayesprompt.mechanism.language_model import vocabulary
-from bayesprompt.mechanism.language_model.vocabulary import token_losses
+from bayesprompt.models import vocabulary
+from bayesprompt.models.vocabulary import token_losses
 
 K, D = 90, 12
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import claims
-from bayesprompt.claims import genewein, judging, theory
-from bayesprompt.claims.judging import Part
+from bayesprompt import catalog as claims
+from bayesprompt.lab import judging
+from bayesprompt.lab.judging import Part
+from bayesprompt.prompting import claims as genewein
 from bayesprompt.store import Store
+from bayesprompt.theory import claims as theory
 
 
 @pytest.fixture

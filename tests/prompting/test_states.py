@@ -10,11 +10,11 @@ import pytest
 from flax import linen as nn
 from reference import parameters, quick_jit
 
-from bayesprompt import state_plots, states
-from bayesprompt.predictors import LSTM, Transformer, make_predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
-from bayesprompt.state_plots import TITLES, state_structure, states_under_prefixes, structure_and_prefixes
-from bayesprompt.states import (
+from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.prompting import state_plots, states
+from bayesprompt.prompting.state_plots import TITLES, state_structure, states_under_prefixes, structure_and_prefixes
+from bayesprompt.prompting.states import (
     Components,
     Ordering,
     Trace,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import sweeps
-from bayesprompt.experiments import SWEEPS
+from bayesprompt.prompting import sweeps
+from bayesprompt.prompting.experiments import SWEEPS
+from bayesprompt.prompting.sweeps import places, sweep_cells, sweep_curves, sweep_regret
 from bayesprompt.store import Store
-from bayesprompt.sweeps import places, sweep_cells, sweep_curves, sweep_regret
 
 matplotlib.use("Agg")
 

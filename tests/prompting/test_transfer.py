@@ -8,13 +8,22 @@ import pytest
 import xarray as xr
 from reference import log_probs, quick_jit
 
-from bayesprompt import running, tuners
-from bayesprompt.cells import Cell, architecture_of, cell_config, evaluation_data, load_cell, load_network, network_cell
-from bayesprompt.predictors import make_predictor
-from bayesprompt.prefixes import Prefix
-from bayesprompt.running import run_cell
+from bayesprompt.lab.cells import (
+    Cell,
+    architecture_of,
+    cell_config,
+    evaluation_data,
+    load_cell,
+    load_network,
+    network_cell,
+)
+from bayesprompt.models.predictor import make_predictor
+from bayesprompt.models.prefixes import Prefix
+from bayesprompt.prompting import compute as running
+from bayesprompt.prompting.compute import run_cell
+from bayesprompt.prompting.transfer import transfer_regret
 from bayesprompt.store import Store, tree_hash
-from bayesprompt.transfer import transfer_regret
+from bayesprompt.tuning import tuners
 
 
 def cell(method, seed, architecture="lstm"):

@@ -15,7 +15,7 @@ from jaxtyping import TypeCheckError
 from scipy.special import entr, roots_jacobi
 from scipy.stats import beta, chisquare, kstest
 
-from bayesprompt.sources import (
+from bayesprompt.sources.coins import (
     SOURCES,
     BetaCoins,
     Categorical,

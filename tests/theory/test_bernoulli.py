@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import quad
 
-from bayesprompt.regret import best_hard_prompt, exact_regret
-from bayesprompt.sources import BetaCoins, Categorical, Coin, CoinMixture
+from bayesprompt.measures.regret import best_hard_prompt, exact_regret
+from bayesprompt.sources.coins import BetaCoins, Categorical, Coin, CoinMixture
 from bayesprompt.theory.bernoulli import Piece, Prior, oscillating_flips
 
 THIRDS = Prior.points((1 / 3, 2 / 3), (0.5, 0.5))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayesprompt.sources import BetaCoins, CoinMixture
+from bayesprompt.sources.coins import BetaCoins, CoinMixture
 from bayesprompt.theory.countable import (
     belief,
     conditional,

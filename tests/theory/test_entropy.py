@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import quad
 
-from bayesprompt.regret import exact_regret
-from bayesprompt.sources import BetaCoins, Coin
+from bayesprompt.measures.regret import exact_regret
+from bayesprompt.sources.coins import BetaCoins, Coin
 from bayesprompt.theory.bernoulli import Prior
 from bayesprompt.theory.entropy import (
     chance_to_widen,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bayesprompt.sources import BetaCoins, Categorical, Coin, CoinMixture
+from bayesprompt.sources.coins import BetaCoins, Categorical, Coin, CoinMixture
 from bayesprompt.theory.product import GROWTHS, ProductMixture, errors_of_samples, heads_of, variation_between
 from bayesprompt.theory.programs import EXAMPLES, Beta, Known, Mix, as_prior, marginal
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from bayesprompt.regret import best_hard_prompt, exact_regret
-from bayesprompt.sources import BetaCoins, Coin, CoinMixture
+from bayesprompt.measures.regret import best_hard_prompt, exact_regret
+from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture
 from bayesprompt.theory.bernoulli import Prior
 from bayesprompt.theory.shape import count_modes, is_log_concave, modes
 

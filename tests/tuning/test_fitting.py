@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import parameters, quick_jit
 
-from bayesprompt import fitting
 from bayesprompt.devices import make_mesh
-from bayesprompt.fitting import TRACES, DivergedError, FitConfig, compiled_loop, depends, fit
-from bayesprompt.predictors import LSTM, Transformer, make_predictor
-from bayesprompt.sources import Categorical, Coin
+from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
+from bayesprompt.sources.coins import Categorical, Coin
 from bayesprompt.store import load_arrays
-from bayesprompt.tuners import Tuner, make_tuner
+from bayesprompt.tuning import fitting
+from bayesprompt.tuning.fitting import TRACES, DivergedError, FitConfig, compiled_loop, depends, fit
+from bayesprompt.tuning.tuners import Tuner, make_tuner
 
 KEY = jax.random.key(11)
 SMALL = LSTM(num_tokens=2, embed_dim=16, hidden_dim=16)

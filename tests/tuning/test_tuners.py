@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import parameters, quick_jit
 
-from bayesprompt import tuners
-from bayesprompt.predictors import LSTM, Transformer, make_predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
-from bayesprompt.tuners import METHODS, PREFIX_METHODS, WEIGHT_METHODS, hard_search, make_tuner
+from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.tuning import tuners
+from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS, WEIGHT_METHODS, hard_search, make_tuner
 
 TRANSFORMER = Transformer(num_tokens=2, embed_dim=16, num_heads=4, num_layers=2, mlp_dim=24)
 LSTM3 = LSTM(num_tokens=3, embed_dim=8, hidden_dim=16)

@@ -8,7 +8,11 @@ import jax
 import numpy as np
 import xarray as xr
 
-from bayesprompt.experiments import (
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
+from bayesprompt.models.gpt import GPT, make_gpt
+from bayesprompt.models.predictor import LSTM, Architecture, Params, Predictor, make_predictor
+from bayesprompt.prompting.experiments import (
     BAYES_METHODS,
     EXPERIMENTS,
     NETWORK_METHODS,
@@ -18,11 +22,7 @@ from bayesprompt.experiments import (
     SWEPT,
     Sample,
 )
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.gpt import GPT, make_gpt
-from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS
-from bayesprompt.predictors import LSTM, Architecture, Params, Predictor, make_predictor
-from bayesprompt.sources import Source
+from bayesprompt.sources.coins import Source
 from bayesprompt.store import (
     LOG,
     RefusedFileError,
@@ -32,7 +32,7 @@ from bayesprompt.store import (
     tree_hash,
     write_atomically,
 )
-from bayesprompt.tuners import make_tuner
+from bayesprompt.tuning.tuners import make_tuner
 
 ALL = EXPERIMENTS | DIGIT_EXPERIMENTS | LANGUAGE_EXPERIMENTS
 ARCHITECTURES = ("bayes", "lstm", "transformer", "gpt", "llama")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import xarray as xr
 
-from bayesprompt.cells import Cell, load_cell
+from bayesprompt.lab.cells import Cell, load_cell
 from bayesprompt.store import Store
 
 _RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}

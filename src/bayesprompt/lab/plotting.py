@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from bayesprompt.beliefs import BetaFit
-from bayesprompt.cells import Cell, load_cell, methods_of
-from bayesprompt.experiments import BAYES_METHODS, SCALES
-from bayesprompt.regret import quantiles
+from bayesprompt.lab.cells import Cell, load_cell, methods_of
+from bayesprompt.measures.beliefs import BetaFit
+from bayesprompt.measures.regret import quantiles
+from bayesprompt.prompting.experiments import BAYES_METHODS, SCALES
 from bayesprompt.store import Store
-from bayesprompt.tuners import METHODS, PREFIX_METHODS
+from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
 Datasets = Mapping[str, xr.Dataset | None]
 

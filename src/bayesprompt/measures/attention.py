@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from bayesprompt.predictors import Network, Params, Predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix
-from bayesprompt.transformer import Transformer, attend, sinusoids
+from bayesprompt.models.predictor import Network, Params, Predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.transformer import Transformer, attend, sinusoids
 
 Numbers = Array | np.ndarray
 

@@ -10,8 +10,8 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit, rel_entr
 
 from bayesprompt.checks import check_integer
-from bayesprompt.regret import check_coins, outcomes, regret_after
-from bayesprompt.sources import BetaCoins, Exchangeable
+from bayesprompt.measures.regret import check_coins, outcomes, regret_after
+from bayesprompt.sources.coins import BetaCoins, Exchangeable
 
 # Where a + b is this large, a predictor is as good as a known coin: searches stop here.
 STRONGEST = 1e6

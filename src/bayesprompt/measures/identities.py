@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from bayesprompt.mechanism.attention import (
+from bayesprompt.measures.attention import (
     Reading,
     attention,
     bias_decomposition,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from scipy.special import gammaln, xlogy
 
 from bayesprompt.checks import Counts, check_counts, check_integer, check_tokens
-from bayesprompt.sources import Exchangeable
+from bayesprompt.sources.coins import Exchangeable
 
 LogProbs = Float[np.ndarray | Array, "B N K"]
 Tokens = Int[np.ndarray | Array, "B N"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from bayesprompt.mechanism.attention import (
+from bayesprompt.measures.attention import (
     Head,
     LogitTerms,
     Numbers,
@@ -19,9 +19,9 @@ from bayesprompt.mechanism.attention import (
     next_layer_decomposition,
     read_rows,
 )
-from bayesprompt.mechanism.gpt import GPT
-from bayesprompt.predictors import Params
-from bayesprompt.prefixes import Prefix
+from bayesprompt.models.gpt import GPT
+from bayesprompt.models.predictor import Params
+from bayesprompt.models.prefixes import Prefix
 
 # The lowest and the highest of Figure 7's ranges, with the median between them.
 RANGE = (0.01, 0.5, 0.99)

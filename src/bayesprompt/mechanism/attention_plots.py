@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from bayesprompt.mechanism.attention import Reading, attention, relative_content_attention
-from bayesprompt.mechanism.digits import PRETRAINING_TASKS, SIZE, TASKS, answer, with_answer
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.gpt import GPT, decode, inspect
-from bayesprompt.mechanism.running import Model, Tuned, held_out_inputs, load_models
-from bayesprompt.plotting import FAINT, add_provenance
-from bayesprompt.prefixes import NO_PREFIX
-from bayesprompt.states import principal_components, project
+from bayesprompt.lab.plotting import FAINT, add_provenance
+from bayesprompt.measures.attention import Reading, attention, relative_content_attention
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.digits_compute import Model, Tuned, held_out_inputs, load_models
+from bayesprompt.models.gpt import GPT, decode, inspect
+from bayesprompt.models.prefixes import NO_PREFIX
+from bayesprompt.prompting.states import principal_components, project
+from bayesprompt.sources.digits import PRETRAINING_TASKS, SIZE, TASKS, answer, with_answer
 from bayesprompt.store import Store
 
 TASK_COLORS = dict(zip(TASKS, ("#332288", "#e69f00", "#44aa99", "#882255", "#4d9be6", "#8a8a20"), strict=True))

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bayesprompt.claims import prefixes
-from bayesprompt.claims.judging import Claim, Part, Results
+from bayesprompt.lab.judging import Claim, Part, Results
+from bayesprompt.mechanism import claims_inside as prefixes
 from bayesprompt.mechanism import constructions
 from bayesprompt.mechanism.constructions import generate
-from bayesprompt.mechanism.digits import PRETRAINING_TASKS, TASKS
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
+from bayesprompt.sources.digits import PRETRAINING_TASKS, TASKS
 
 
 def _all_rows(values: int, length: int) -> np.ndarray:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from bayesprompt.cells import Cell, evaluation_data, load_cell, load_network
-from bayesprompt.claims.judging import Claim, Part, Results
-from bayesprompt.mechanism.attention import (
+from bayesprompt.lab.cells import Cell, evaluation_data, load_cell, load_network
+from bayesprompt.lab.judging import Claim, Part, Results
+from bayesprompt.measures.attention import (
     Reading,
     bias_decomposition,
     layers_from_soft,
@@ -16,19 +16,19 @@ from bayesprompt.mechanism.attention import (
     relative_content_attention,
     soft_from_hard,
 )
-from bayesprompt.mechanism.digits import SIZE, with_answer
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS, sizes_at
-from bayesprompt.mechanism.gpt import inspect
-from bayesprompt.mechanism.identities import beyond_rank, identity_errors
-from bayesprompt.mechanism.running import held_out_inputs, load_tuned
-from bayesprompt.mechanism.subspaces import (
+from bayesprompt.measures.identities import beyond_rank, identity_errors
+from bayesprompt.measures.subspaces import (
     bias_directions,
     composed_heads,
     composed_logits,
     first_rows,
     total_variation,
 )
-from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, sizes_at
+from bayesprompt.mechanism.digits_compute import held_out_inputs, load_tuned
+from bayesprompt.models.gpt import inspect
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.sources.digits import SIZE, with_answer
 
 RELATIVE = 1e-5  # float32, relative to the largest entry of the reference
 _SCALE = "paper"

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from bayesprompt.claims.judging import Claim, Part, Results
-from bayesprompt.mechanism.language_model.one_token import reached_by_length
+from bayesprompt.lab.judging import Claim, Part, Results
+from bayesprompt.mechanism.language.one_token import reached_by_length
 
 RELATIVE = 1e-4  # float32 through 30 layers
 _PREFIXES = {"language-model-labels": "10 rows", "language-model-labels-1": "1 row"}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from bayesprompt.mechanism.attention import Head, attention_block
+from bayesprompt.measures.attention import Head, attention_block
 
 # Neighbouring tokens' confidences differ by 1/V**2 where they should: beyond this V, float64 rounds them together.
 LARGEST_V = 2**24

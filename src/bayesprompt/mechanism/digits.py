@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from bayesprompt.fitting import AdamWConfig
-from bayesprompt.mechanism.digits import PRETRAINING_TASKS, SIZE
-from bayesprompt.mechanism.gpt import GPT
+from bayesprompt.models.gpt import GPT
+from bayesprompt.sources.digits import PRETRAINING_TASKS, SIZE
+from bayesprompt.tuning.fitting import AdamWConfig
 
 LENGTH = 2 * SIZE
 # The dense layers that LoRA runs beside: those that write to the residual stream, and the MLP's first.

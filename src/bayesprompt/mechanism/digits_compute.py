@@ -9,10 +9,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from bayesprompt.cells import Cell, cell_config, load_cell, load_network, stream
-from bayesprompt.fitting import fit
-from bayesprompt.mechanism.digits import SIZE, TASKS, Digits, answer, one_task
-from bayesprompt.mechanism.experiments import (
+from bayesprompt.lab.cells import Cell, cell_config, load_cell, load_network, stream
+from bayesprompt.mechanism.digits import (
     DIGIT_EXPERIMENTS,
     DIGIT_SCALES,
     LORA_BESIDE,
@@ -21,11 +19,13 @@ from bayesprompt.mechanism.experiments import (
     sizes_at,
     training_at,
 )
-from bayesprompt.mechanism.gpt import GPT, decode, make_gpt
-from bayesprompt.predictors import Params
-from bayesprompt.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.gpt import GPT, decode, make_gpt
+from bayesprompt.models.predictor import Params
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.sources.digits import SIZE, TASKS, Digits, answer, one_task
 from bayesprompt.store import Store, load_arrays, tree_hash
-from bayesprompt.tuners import Tuner, make_tuner
+from bayesprompt.tuning.fitting import fit
+from bayesprompt.tuning.tuners import Tuner, make_tuner
 
 Model = tuple[Params, Prefix]
 

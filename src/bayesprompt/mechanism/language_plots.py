@@ -9,9 +9,9 @@ import xarray as xr
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from bayesprompt.attention_plots import one_head, say_missing
-from bayesprompt.cells import Cell, load_cell
-from bayesprompt.mechanism.attention import (
+from bayesprompt.lab.cells import Cell, load_cell
+from bayesprompt.lab.plotting import FAINT, METHOD_COLORS, add_provenance
+from bayesprompt.measures.attention import (
     Reading,
     attention,
     bias_decomposition,
@@ -19,15 +19,15 @@ from bayesprompt.mechanism.attention import (
     outputs,
     relative_content_attention,
 )
-from bayesprompt.mechanism.language_model.files import packaged_file, the_model
-from bayesprompt.mechanism.language_model.one_token import reached
-from bayesprompt.mechanism.language_model.reading import read_layers
-from bayesprompt.mechanism.language_model.running import COINS, beside_laplace, flips_excess, load_prefix
-from bayesprompt.mechanism.language_model.tasks import KINDS
-from bayesprompt.plotting import FAINT, METHOD_COLORS, add_provenance
-from bayesprompt.prefixes import NO_PREFIX
+from bayesprompt.mechanism.attention_plots import one_head, say_missing
+from bayesprompt.mechanism.language.compute import COINS, beside_laplace, flips_excess, load_prefix
+from bayesprompt.mechanism.language.one_token import reached
+from bayesprompt.mechanism.language.reading import read_layers
+from bayesprompt.mechanism.language.tasks import KINDS
+from bayesprompt.mechanism.subspace_plots import range_bars
+from bayesprompt.models.gguf import packaged_file, the_model
+from bayesprompt.models.prefixes import NO_PREFIX
 from bayesprompt.store import Store
-from bayesprompt.subspace_plots import range_bars
 
 # What the model reads in every picture of its attention: a review that no prefix was tuned on.
 SENTENCE = "The hotel was disappointing. Class:"

@@ -8,15 +8,15 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bayesprompt.attention_plots import TASK_COLORS, say_missing
-from bayesprompt.mechanism.attention import bias_decomposition
-from bayesprompt.mechanism.digits import SIZE
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.gpt import inspect
-from bayesprompt.mechanism.running import Tuned, held_out_inputs, load_models
-from bayesprompt.mechanism.subspaces import participation_ratio, prefix_range, up_to
-from bayesprompt.plotting import add_provenance
-from bayesprompt.states import principal_components, project
+from bayesprompt.lab.plotting import add_provenance
+from bayesprompt.measures.attention import bias_decomposition
+from bayesprompt.measures.subspaces import participation_ratio, prefix_range, up_to
+from bayesprompt.mechanism.attention_plots import TASK_COLORS, say_missing
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.digits_compute import Tuned, held_out_inputs, load_models
+from bayesprompt.models.gpt import inspect
+from bayesprompt.prompting.states import principal_components, project
+from bayesprompt.sources.digits import SIZE
 from bayesprompt.store import Store
 
 # Inputs that ranges and directions are taken over, as in claim P11 (quick scale has 800).

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt
 
 from bayesprompt.devices import Cores
-from bayesprompt.layers import Dense, check_sizes
-from bayesprompt.mechanism.digits import NUM_TOKENS, SIZE, mixed
-from bayesprompt.transformer import attend
+from bayesprompt.models.layers import Dense, check_sizes
+from bayesprompt.models.transformer import attend
+from bayesprompt.sources.digits import NUM_TOKENS, SIZE, mixed
 
 _WEIGHT_STD = 0.02
 

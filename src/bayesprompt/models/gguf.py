@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bayesprompt.mechanism.language_model.gguf_file import check_file, in_one_line, read_file
-from bayesprompt.mechanism.language_model.llama import Llama, make_llama, shapes
-from bayesprompt.mechanism.language_model.tokenizer import make_tokenizer
-from bayesprompt.predictors import Params, Predictor
+from bayesprompt.models.gguf_file import check_file, in_one_line, read_file
+from bayesprompt.models.llama import Llama, make_llama, shapes
+from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.models.tokenizer import make_tokenizer
 from bayesprompt.store import RefusedFileError
 
 SMOLLM2 = "smollm2-135m-instruct"

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from bayesprompt.layers import State
-from bayesprompt.mechanism.attention import Reading
-from bayesprompt.mechanism.blocks import GPT, Dropout, Embedding, Torso, Unembedding
-from bayesprompt.predictors import Params, Predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix
-from bayesprompt.transformer import pick
+from bayesprompt.measures.attention import Reading
+from bayesprompt.models.blocks import GPT, Dropout, Embedding, Torso, Unembedding
+from bayesprompt.models.layers import State
+from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.transformer import pick
 
 
 @functools.lru_cache

@@ -11,12 +11,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.devices import Cores
-from bayesprompt.layers import State, check_sizes
-from bayesprompt.mechanism.attention import Reading
-from bayesprompt.mechanism.language_model.vocabulary import token_losses
-from bayesprompt.predictors import Params, Predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix
-from bayesprompt.transformer import attend
+from bayesprompt.measures.attention import Reading
+from bayesprompt.models.layers import State, check_sizes
+from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.transformer import attend
+from bayesprompt.models.vocabulary import token_losses
 
 # What a frozen block's gradient needs, and only products could give again: these are kept, all else is computed twice.
 _KEPT = "kept for the gradient"
@@ -231,7 +231,7 @@ def inspect(
 ) -> Reading:
     """Return what every block's attention read at every token: leading axes (layers, B, H); highest precision.
 
-    `attention` and `outputs` of `bayesprompt.mechanism.attention` turn it into maps and heads' outputs. Each block's
+    `attention` and `outputs` of `bayesprompt.measures.attention` turn it into maps and heads' outputs. Each block's
     input comes from blocks that saw the prefix.
     """
     with jax.default_matmul_precision("highest"):

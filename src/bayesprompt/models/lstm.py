@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bayesprompt.devices import Cores
-from bayesprompt.layers import State, check_sizes
+from bayesprompt.models.layers import State, check_sizes
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.devices import Cores
-from bayesprompt.layers import State, dense_product
-from bayesprompt.lstm import LSTM, LSTMTorso
-from bayesprompt.prefixes import NO_PREFIX, Prefix
-from bayesprompt.transformer import Transformer, TransformerTorso
+from bayesprompt.models.layers import State, dense_product
+from bayesprompt.models.lstm import LSTM, LSTMTorso
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.transformer import Transformer, TransformerTorso
 
 Params = dict[str, Any]
 

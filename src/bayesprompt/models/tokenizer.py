@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bayesprompt.mechanism.language_model.gguf_file import in_one_line
+from bayesprompt.models.gguf_file import in_one_line
 from bayesprompt.store import RefusedFileError
 
 # How the tokenisers that we can build divide text before merging bytes.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bayesprompt.devices import Cores
-from bayesprompt.layers import Dense, State, check_sizes
+from bayesprompt.models.layers import Dense, State, check_sizes
 
 # Largest number of (position, token) pairs for which first-layer attention is one product with a table (see below).
 TABLE_PAIRS = 256

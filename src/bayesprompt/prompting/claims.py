@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from bayesprompt.cells import Cell, load_network
-from bayesprompt.claims.judging import Claim, Part, Results, minus
-from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS
-from bayesprompt.regret import exact_regret, exact_stderr
-from bayesprompt.sources import CoinMixture
-from bayesprompt.states import ordering
-from bayesprompt.tuners import PREFIX_METHODS, WEIGHT_METHODS
+from bayesprompt.lab.cells import Cell, load_network
+from bayesprompt.lab.judging import Claim, Part, Results, minus
+from bayesprompt.measures.regret import exact_regret, exact_stderr
+from bayesprompt.prompting.experiments import EXPERIMENTS, RANDOM_COINS
+from bayesprompt.prompting.states import ordering
+from bayesprompt.sources.coins import CoinMixture
+from bayesprompt.tuning.tuners import PREFIX_METHODS, WEIGHT_METHODS
 
 NETWORKS = ("lstm", "transformer")
 # "Reaches Bayes": R(n) - R_TargetBayes(n) at n = 50, in nats; "fails" starts at the larger difference.

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from bayesprompt.cells import (
+from bayesprompt.devices import part_size
+from bayesprompt.lab.cells import (
     Cell,
     architecture_of,
     cell_config,
@@ -24,18 +25,17 @@ from bayesprompt.cells import (
     stream,
     tuning_source,
 )
-from bayesprompt.devices import part_size
-from bayesprompt.experiments import EXPERIMENTS, RANDOM_COINS, SCALES
-from bayesprompt.fitting import fit
-from bayesprompt.mechanism.experiments import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS
-from bayesprompt.mechanism.language_model.running import compute_language
-from bayesprompt.mechanism.running import compute_digits
-from bayesprompt.predictors import Params, Predictor, make_predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
-from bayesprompt.regret import cumulative_regret, excess_log_loss, log_loss
+from bayesprompt.measures.regret import cumulative_regret, excess_log_loss, log_loss
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.digits_compute import compute_digits
+from bayesprompt.mechanism.language.compute import compute_language
+from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
+from bayesprompt.models.predictor import Params, Predictor, make_predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
+from bayesprompt.prompting.experiments import EXPERIMENTS, RANDOM_COINS, SCALES
 from bayesprompt.store import Store, tree_hash
-from bayesprompt.tuners import PREFIX_METHODS, hard_search, make_tuner
+from bayesprompt.tuning.fitting import fit
+from bayesprompt.tuning.tuners import PREFIX_METHODS, hard_search, make_tuner
 
 # Predictions are tabulated by step and heads up to this step: the posterior a network seems to hold (see `tabulate`).
 TABULATED_STEPS = 50

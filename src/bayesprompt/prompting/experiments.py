@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from bayesprompt.fitting import FitConfig
-from bayesprompt.predictors import LSTM, Architecture, Transformer
-from bayesprompt.prefixes import MAX_HARD_PREFIXES
-from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Markov, Source, to_config
-from bayesprompt.tuners import METHODS, PREFIX_METHODS
+from bayesprompt.models.predictor import LSTM, Architecture, Transformer
+from bayesprompt.models.prefixes import MAX_HARD_PREFIXES
+from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture, Markov, Source, to_config
+from bayesprompt.tuning.fitting import FitConfig
+from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
 RANDOM_COINS = BetaCoins(1.0, 1.0)
 BAYES_METHODS = ("TargetBayes", "PreBayes", "PreBayesPT")

@@ -17,14 +17,14 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from scipy.ndimage import binary_closing
 
-from bayesprompt.cells import Cell, load_cell, load_network
-from bayesprompt.experiments import EXPERIMENTS
-from bayesprompt.plotting import FAINT, METHOD_COLORS, add_provenance
-from bayesprompt.predictors import Params, Predictor
-from bayesprompt.prefixes import Prefix
-from bayesprompt.states import STEPS, Ordering, ordering, plane, states_after, tuned_prefixes
+from bayesprompt.lab.cells import Cell, load_cell, load_network
+from bayesprompt.lab.plotting import FAINT, METHOD_COLORS, add_provenance
+from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.models.prefixes import Prefix
+from bayesprompt.prompting.experiments import EXPERIMENTS
+from bayesprompt.prompting.states import STEPS, Ordering, ordering, plane, states_after, tuned_prefixes
 from bayesprompt.store import Store
-from bayesprompt.tuners import PREFIX_METHODS
+from bayesprompt.tuning.tuners import PREFIX_METHODS
 
 TITLES = {"transformer": "Transformer", "lstm": "LSTM"}
 # Sequences drawn under each prefix; with several repetitions each reads its part of them.

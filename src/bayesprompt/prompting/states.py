@@ -11,14 +11,14 @@ from jaxtyping import Array, Float, Int
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
-from bayesprompt.cells import Cell, load_cell
-from bayesprompt.experiments import RANDOM_COINS
-from bayesprompt.lstm import LSTM, gate_weights, lstm_step
-from bayesprompt.predictors import Network, Params, Predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix
+from bayesprompt.lab.cells import Cell, load_cell
+from bayesprompt.models.lstm import LSTM, gate_weights, lstm_step
+from bayesprompt.models.predictor import Network, Params, Predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.transformer import attend, sinusoids
+from bayesprompt.prompting.experiments import RANDOM_COINS
 from bayesprompt.store import Store
-from bayesprompt.transformer import attend, sinusoids
-from bayesprompt.tuners import PREFIX_METHODS
+from bayesprompt.tuning.tuners import PREFIX_METHODS
 
 # Claim G15: how many random-coin sequences of how many steps span the state space, from which step on their order is
 # measured, and on how many held-out sequences (the test leaves that open: so many that drawing others hardly matters).

@@ -9,10 +9,10 @@ import xarray as xr
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from bayesprompt.cells import Cell, cells, load_cell
-from bayesprompt.experiments import SWEEPS
-from bayesprompt.plotting import METHOD_COLORS, METHOD_LINES
-from bayesprompt.regret import quantiles
+from bayesprompt.lab.cells import Cell, cells, load_cell
+from bayesprompt.lab.plotting import METHOD_COLORS, METHOD_LINES
+from bayesprompt.measures.regret import quantiles
+from bayesprompt.prompting.experiments import SWEEPS
 from bayesprompt.store import Store
 
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from bayesprompt.cells import Cell, evaluation_data, load_cell, load_network
 from bayesprompt.checks import check_integer
-from bayesprompt.experiments import EXPERIMENTS
-from bayesprompt.prefixes import NO_PREFIX, Prefix
-from bayesprompt.regret import cumulative_regret
-from bayesprompt.running import predict_all
+from bayesprompt.lab.cells import Cell, evaluation_data, load_cell, load_network
+from bayesprompt.measures.regret import cumulative_regret
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.prompting.compute import predict_all
+from bayesprompt.prompting.experiments import EXPERIMENTS
 from bayesprompt.store import Store
-from bayesprompt.tuners import PREFIX_METHODS
+from bayesprompt.tuning.tuners import PREFIX_METHODS
 
 
 def transfer_regret(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import xlog1py, xlogy
 
 from bayesprompt.checks import Counts, Tokens, check_counts, check_integer, check_tokens
-from bayesprompt.sources import (
+from bayesprompt.sources.coins import (
     BetaCoins,
     Coin,
     CoinMixture,

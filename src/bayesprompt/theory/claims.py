@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bayesprompt.claims.judging import Claim, Part, Results
-from bayesprompt.experiments import RANDOM_COINS
-from bayesprompt.regret import best_hard_prompt, exact_regret
-from bayesprompt.sources import BetaCoins, Coin, CoinMixture
+from bayesprompt.lab.judging import Claim, Part, Results
+from bayesprompt.measures.regret import best_hard_prompt, exact_regret
+from bayesprompt.prompting.experiments import RANDOM_COINS
+from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture
 from bayesprompt.theory import countable, entropy, programs
 from bayesprompt.theory.bernoulli import Prior, oscillating_flips
 from bayesprompt.theory.product import ProductMixture, errors_of_samples

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.special import entr, gammaln
 
 from bayesprompt.checks import Counts, Tokens, check_counts, check_integer, check_tokens
-from bayesprompt.sources import Evidence, Exchangeable, Number
+from bayesprompt.sources.coins import Evidence, Exchangeable, Number
 from bayesprompt.theory.bernoulli import NOTHING, Prior
 from bayesprompt.theory.truncated_beta import moments, quadrature
 

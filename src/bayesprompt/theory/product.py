@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Integer
 from scipy.special import gammaln, xlogy
 
 from bayesprompt.checks import check_integer, check_tokens
-from bayesprompt.sources import Exchangeable, Vector
+from bayesprompt.sources.coins import Exchangeable, Vector
 
 GROWTHS = {"linear": lambda k: k, "doubling": lambda k: 2**k}  # length of segment k = 1, 2, 3, ...
 MAX_GROUPS = 2**18  # of sequences that are summed over; a longer horizon is refused

@@ -20,9 +20,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
-from bayesprompt.predictors import Architecture, Params, Predictor
+from bayesprompt.models.predictor import Architecture, Params, Predictor
 from bayesprompt.store import LOG, RefusedFileError, load_arrays, save_arrays, set_aside
-from bayesprompt.tuners import Tuner
+from bayesprompt.tuning.tuners import Tuner
 
 # How often each compiled loop was traced, by (method-independent) name; a test reads it.
 TRACES: Counter[str] = Counter()

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
-from bayesprompt.predictors import LSTM, Architecture, Params, Predictor
-from bayesprompt.prefixes import (
+from bayesprompt.models.predictor import LSTM, Architecture, Params, Predictor
+from bayesprompt.models.prefixes import (
     NO_PREFIX,
     Prefix,
     all_hard_prefixes,

@@ -10,30 +10,30 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from bayesprompt.cells import Cell, cell_config, load_cell, stream
-from bayesprompt.fitting import fit
-from bayesprompt.mechanism.identities import Errors, identity_errors
-from bayesprompt.mechanism.language_model.experiments import (
+from bayesprompt.lab.cells import Cell, cell_config, load_cell, stream
+from bayesprompt.measures.identities import Errors, identity_errors
+from bayesprompt.measures.regret import excess_log_loss
+from bayesprompt.mechanism.language.experiments import (
     LANGUAGE_EXPERIMENTS,
     LANGUAGE_SCALES,
     tuning_at,
 )
-from bayesprompt.mechanism.language_model.files import LanguageModel, the_model
-from bayesprompt.mechanism.language_model.llama import make_llama
-from bayesprompt.mechanism.language_model.one_token import commanded, commanded_by_hard, reached_by_length
-from bayesprompt.mechanism.language_model.reading import prefix_use, read_layers
-from bayesprompt.mechanism.language_model.tasks import (
+from bayesprompt.mechanism.language.one_token import commanded, commanded_by_hard, reached_by_length
+from bayesprompt.mechanism.language.reading import prefix_use, read_layers
+from bayesprompt.mechanism.language.tasks import (
     Labelled,
     Texts,
     labelled,
     written_flips,
 )
-from bayesprompt.predictors import Predictor
-from bayesprompt.prefixes import NO_PREFIX, Prefix
-from bayesprompt.regret import excess_log_loss
-from bayesprompt.sources import BetaCoins, Coin
+from bayesprompt.models.gguf import LanguageModel, the_model
+from bayesprompt.models.llama import make_llama
+from bayesprompt.models.predictor import Predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.sources.coins import BetaCoins, Coin
 from bayesprompt.store import Store
-from bayesprompt.tuners import make_tuner
+from bayesprompt.tuning.fitting import fit
+from bayesprompt.tuning.tuners import make_tuner
 
 COINS = {"random coins": BetaCoins(), "bias 0.2": Coin(0.2)}
 _SHORT = 16  # sequences at a time where they are short, or few of their tokens predicted

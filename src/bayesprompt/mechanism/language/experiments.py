@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import optax
 
-from bayesprompt.fitting import FitConfig
-from bayesprompt.mechanism.language_model.files import SMOLLM2_HASH
-from bayesprompt.mechanism.language_model.llama import Llama
-from bayesprompt.mechanism.language_model.tasks import LENGTHS
+from bayesprompt.mechanism.language.tasks import LENGTHS
+from bayesprompt.models.gguf import SMOLLM2_HASH
+from bayesprompt.models.llama import Llama
+from bayesprompt.tuning.fitting import FitConfig
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Int
 
-from bayesprompt.cells import Cell, cell_config, stream
-from bayesprompt.fitting import fit
-from bayesprompt.mechanism.language_model.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
-from bayesprompt.mechanism.language_model.files import LanguageModel, the_model
-from bayesprompt.mechanism.language_model.llama import generate
-from bayesprompt.mechanism.language_model.tasks import LENGTHS, Target, Texts, targets
-from bayesprompt.prefixes import Prefix
+from bayesprompt.lab.cells import Cell, cell_config, stream
+from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
+from bayesprompt.mechanism.language.tasks import LENGTHS, Target, Texts, targets
+from bayesprompt.models.gguf import LanguageModel, the_model
+from bayesprompt.models.llama import generate
+from bayesprompt.models.prefixes import Prefix
 from bayesprompt.store import Store
-from bayesprompt.tuners import make_tuner
+from bayesprompt.tuning.fitting import fit
+from bayesprompt.tuning.tuners import make_tuner
 
 _BATCH = 256  # contexts of a token or a few that are read at a time
 

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from bayesprompt.mechanism.attention import Reading
-from bayesprompt.mechanism.language_model.llama import Llama, inspect
-from bayesprompt.mechanism.subspaces import bias_directions, prefix_range
-from bayesprompt.predictors import Params
-from bayesprompt.prefixes import Prefix
+from bayesprompt.measures.attention import Reading
+from bayesprompt.measures.subspaces import bias_directions, prefix_range
+from bayesprompt.models.llama import Llama, inspect
+from bayesprompt.models.predictor import Params
+from bayesprompt.models.prefixes import Prefix
 
 
 class Use(NamedTuple):

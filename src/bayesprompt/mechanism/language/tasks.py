@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from bayesprompt.mechanism.language_model.files import LanguageModel
-from bayesprompt.sources import Source
+from bayesprompt.models.gguf import LanguageModel
+from bayesprompt.sources.coins import Source
 
 # Sentences that anyone could have written, and sentences that nobody has; all of at least 12 tokens.
 COMMON = (
