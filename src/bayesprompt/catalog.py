@@ -6,6 +6,7 @@ cell that it needs is missing it is not judged. Claims about exact mathematics a
 
 import json
 
+from bayesprompt.checks import UserError
 from bayesprompt.lab.judging import Judgement, Results
 from bayesprompt.mechanism import claims as petrov
 from bayesprompt.mechanism import claims_language as language
@@ -21,7 +22,7 @@ CLAIMS = {name: _ALL[name] for name in sorted(_ALL, key=lambda x: ("GEP".index(x
 def evaluate(claim: str, store: Store | None = None) -> Judgement:
     """Judge one claim on stored results; raises ValueError for an unknown id."""
     if claim not in CLAIMS:
-        raise ValueError(f"claim = {claim}: must be one of {', '.join(CLAIMS)}")
+        raise UserError(f"claim = {claim}: must be one of {', '.join(CLAIMS)}")
     statement, scale, judge = CLAIMS[claim]
     results = Results(store or Store())
     parts = tuple(judge(results))

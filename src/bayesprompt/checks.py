@@ -10,12 +10,16 @@ Tokens = Int[np.ndarray | Array, "*batch N"]
 Counts = Num[np.ndarray | Array, "*batch K"] | Sequence[int | float]  # (3, 1): three heads and one tail
 
 
+class UserError(ValueError):
+    """What a person can mend; its message is one line, "NAME = VALUE: must be ...", and all that a person needs."""
+
+
 def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raise ValueError naming the argument unless `value` is an integer from `least` (to `most`)."""
     allowed = f">= {least}" if most is None else f"from {least} to {most}"
     right = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not right or value < least or (most is not None and value > most):
-        raise ValueError(f"{name} = {value}: an integer {allowed}")
+        raise UserError(f"{name} = {value}: an integer {allowed}")
 
 
 def check_tokens(tokens: Tokens, num_tokens: int) -> Int[np.ndarray, "*batch N"]:
@@ -23,7 +27,7 @@ def check_tokens(tokens: Tokens, num_tokens: int) -> Int[np.ndarray, "*batch N"]
     tokens = np.asarray(tokens)
     wrong = (tokens < 0) | (tokens >= num_tokens) | (tokens.dtype.kind not in "iu")
     if wrong.any():
-        raise ValueError(f"tokens = {tokens[wrong][0]}: integers from 0 to {num_tokens - 1}")
+        raise UserError(f"tokens = {tokens[wrong][0]}: integers from 0 to {num_tokens - 1}")
     return tokens
 
 
@@ -31,8 +35,8 @@ def check_counts(counts: Counts, num_tokens: int, name: str = "counts") -> Float
     """Return `counts` as float64; ValueError unless they are finite, >= 0 and have K entries on the last axis."""
     counts = np.asarray(counts, np.float64)
     if counts.shape[-1:] != (num_tokens,):
-        raise ValueError(f"{name} = array of shape {counts.shape}: {num_tokens} entries on the last axis")
+        raise UserError(f"{name} = array of shape {counts.shape}: {num_tokens} entries on the last axis")
     wrong = ~((counts >= 0) & (counts < np.inf))
     if wrong.any():
-        raise ValueError(f"{name} = {counts[wrong][0]}: finite numbers >= 0")
+        raise UserError(f"{name} = {counts[wrong][0]}: finite numbers >= 0")
     return counts

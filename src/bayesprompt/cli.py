@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import bayesprompt
 from bayesprompt import catalog as claims_
+from bayesprompt.checks import UserError
 from bayesprompt.devices import keep_compiled
 from bayesprompt.figures import PAPER_FIGURES, paper_figure
 from bayesprompt.lab.cells import (
@@ -55,7 +56,7 @@ def run(
 ) -> None:
     """Compute what is missing, and resume what was interrupted."""
     if (experiment is None) != everything:
-        raise ValueError(f"EXPERIMENT = {experiment}: name one of {', '.join(CHOICES)}, or give --all")
+        raise UserError(f"EXPERIMENT = {experiment}: name one of {', '.join(CHOICES)}, or give --all")
     store, wanted = Store(), cells(experiment, architecture, method, scale, seed)
     make_folder(store.folder)
     keep_compiled(store.folder / "compiled")
@@ -142,7 +143,7 @@ def figures(out: Annotated[Path, typer.Option("--out", help="folder to write to"
 def merge(folder: Annotated[Path, typer.Argument(help="results of another machine")]) -> None:
     """Take finished cells from another folder, after checking them; exit code 2 if one is refused."""
     if not folder.is_dir():
-        raise ValueError(f"DIR = {folder}: must be a folder with results files")
+        raise UserError(f"DIR = {folder}: must be a folder with results files")
     outcomes = merge_cells(folder, Store())
     for name, outcome in outcomes:
         typer.echo(f"{name:48s} {outcome}")

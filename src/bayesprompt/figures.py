@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from bayesprompt.checks import UserError
 from bayesprompt.lab.plotting import (
     add_provenance,
     common_top,
@@ -179,7 +180,7 @@ PAPER_FIGURES = {
 def paper_figure(name: str, store: Store, scale: str = "paper") -> Figure:
     """Draw one of PAPER_FIGURES; raises ValueError for another name."""
     if name not in PAPER_FIGURES:
-        raise ValueError(f"name = {name}: one of {', '.join(PAPER_FIGURES)}")
+        raise UserError(f"name = {name}: one of {', '.join(PAPER_FIGURES)}")
     figure = PAPER_FIGURES[name]
     use_style()
     return figure.draw(store, figure.of, scale)

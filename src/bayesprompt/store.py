@@ -21,11 +21,13 @@ import platformdirs
 import safetensors.numpy
 import xarray as xr
 
+from bayesprompt.checks import UserError
+
 LOG = logging.getLogger("bayesprompt")
 SHIPPED = Path(__file__).parent / "results"
 
 
-class RefusedFileError(ValueError):
+class RefusedFileError(UserError):
     """A results file is truncated, altered, foreign or of another configuration."""
 
 
@@ -223,9 +225,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"folder = {folder}: must be writable ({error.strerror})") from None
+        raise UserError(f"folder = {folder}: must be writable ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"folder = {folder}: must be writable (Permission denied)")
+        raise UserError(f"folder = {folder}: must be writable (Permission denied)")
 
 
 def unused(path: Path) -> Path:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from bayesprompt.checks import UserError
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
 from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
 from bayesprompt.models.gpt import GPT, make_gpt
@@ -74,7 +75,7 @@ def cells(
     _check_choice("method", method, (*BAYES_METHODS, *NETWORK_METHODS, "PrefixTuning", *NETWORKS))
     _check_choice("scale", scale, SCALES)
     if not 0 <= seed < 2**32:  # JAX reads 32 bits: a larger seed would repeat a smaller one's numbers
-        raise ValueError(f"seed = {seed}: must lie in 0..{2**32 - 1}")
+        raise UserError(f"seed = {seed}: must lie in 0..{2**32 - 1}")
     if experiment in SWEEPS:
         names = SWEEPS[experiment].experiments.values()
     else:
@@ -91,13 +92,13 @@ def cells(
     if not found:
         if method == "LoRAWT" and architecture == "lstm":
             make_tuner("LoRAWT", LSTM())  # raises with the reason
-        raise ValueError(f"method = {method}: not part of experiment {experiment} with architecture {architecture}")
+        raise UserError(f"method = {method}: not part of experiment {experiment} with architecture {architecture}")
     return found
 
 
 def _check_choice(argument: str, value: str | None, allowed: Any) -> None:
     if value is not None and value not in allowed:
-        raise ValueError(f"{argument} = {value}: must be one of {', '.join(allowed)}")
+        raise UserError(f"{argument} = {value}: must be one of {', '.join(allowed)}")
 
 
 def architecture_of(cell: Cell) -> Architecture:

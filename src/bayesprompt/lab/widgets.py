@@ -14,6 +14,8 @@ import ipywidgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from bayesprompt.checks import UserError
+
 MAX_FRAMES = 24  # every frame travels inside the page, some 20 to 40 kB each
 DOTS_PER_INCH = 150
 
@@ -49,13 +51,13 @@ def explore(
 
 def _check(values: dict[str, list[Any]]) -> None:
     if not 1 <= len(values) <= 2:
-        raise ValueError(f"parameters = {', '.join(values) or 'none'}: one or two, each with its values")
+        raise UserError(f"parameters = {', '.join(values) or 'none'}: one or two, each with its values")
     for name, given in values.items():
         if not given:
-            raise ValueError(f"{name} = []: at least one value")
+            raise UserError(f"{name} = []: at least one value")
     if (count := math.prod(map(len, values.values()))) > MAX_FRAMES:
         sizes = " x ".join(str(len(given)) for given in values.values())
-        raise ValueError(f"{', '.join(values)} = {sizes} values: {count} frames, at most {MAX_FRAMES}")
+        raise UserError(f"{', '.join(values)} = {sizes} values: {count} frames, at most {MAX_FRAMES}")
 
 
 def _slider(name: str, given: list[Any], width: str) -> ipywidgets.SelectionSlider:
@@ -76,7 +78,7 @@ def _picture(draw: Callable[..., Figure], frame: dict[str, Any]) -> str:
     """The frame as a data URL: nothing to fetch, so it shows wherever the page goes."""
     figure = draw(**frame)
     if not isinstance(figure, Figure):
-        raise ValueError(f"draw = a function returning {type(figure).__name__}: it must return a Matplotlib figure")
+        raise UserError(f"draw = a function returning {type(figure).__name__}: it must return a Matplotlib figure")
     buffer = io.BytesIO()
     if figure.get_layout_engine() is None:  # fit the labels in without changing the size from frame to frame
         figure.set_layout_engine("constrained")
@@ -89,9 +91,9 @@ def _words(alt: str | Callable[..., str], frame: dict[str, Any]) -> str:
     try:
         words = alt(**frame) if callable(alt) else alt.format(**frame)
     except (KeyError, IndexError):
-        raise ValueError(f"alt = {alt!r}: may name only the parameters {', '.join(frame)}") from None
+        raise UserError(f"alt = {alt!r}: may name only the parameters {', '.join(frame)}") from None
     if not words.strip():
-        raise ValueError(f"alt = {alt!r}: words that describe the picture")
+        raise UserError(f"alt = {alt!r}: words that describe the picture")
     return html.escape(words)
 
 

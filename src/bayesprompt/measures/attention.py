@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from bayesprompt.checks import UserError
 from bayesprompt.models.predictor import Network, Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.models.transformer import Transformer, attend, sinusoids
@@ -82,7 +83,7 @@ def read_rows(
     Raises ValueError unless T > 0.
     """
     if not T > 0:
-        raise ValueError(f"T = {T}: must be > 0")
+        raise UserError(f"T = {T}: must be > 0")
     shape = (*x.shape[:-2], 0 if prefix is None else len(prefix), x.shape[-1])
     xp = x.__array_namespace__()
     s = x[..., :0, :] if prefix is None else xp.broadcast_to(prefix, shape)
@@ -175,7 +176,7 @@ def read_block(
     """
     size = _check(predictor).num_layers
     if not 0 <= layer < size:
-        raise ValueError(f"layer = {layer}: must lie in 0..{size - 1}")
+        raise UserError(f"layer = {layer}: must lie in 0..{size - 1}")
     with jax.default_matmul_precision("highest"):
         rows = _project(predictor.architecture, layer, params, jnp.asarray(tokens), prefix)
     query, key, value = (np.asarray(row).swapaxes(1, 2) for row in rows)
@@ -227,7 +228,7 @@ def soft_from_hard(predictor: Predictor, params: Params, prefix: Prefix) -> Pref
     Raises ValueError for a prefix without rows of input.
     """
     if prefix.inputs is None:
-        raise ValueError("prefix = no inputs: rows in token space")
+        raise UserError("prefix = no inputs: rows in token space")
     rows = Network(predictor.architecture).apply({"params": params}, prefix, method=_prompt)
     return Prefix(embeddings=rows[1:])
 
@@ -240,7 +241,7 @@ def layers_from_soft(predictor: Predictor, params: Params, prefix: Prefix) -> Pr
     """
     _check(predictor)
     if prefix.inputs is None and prefix.embeddings is None:
-        raise ValueError("prefix = no inputs or embeddings: rows of input or of embedding")
+        raise UserError("prefix = no inputs or embeddings: rows of input or of embedding")
     return Prefix(layers=_run_prompt(predictor.architecture, params, prefix))
 
 
@@ -261,5 +262,5 @@ def _layers(network: Network, prefix: Prefix) -> Array:
 
 def _check(predictor: Predictor) -> Transformer:
     if not isinstance(predictor.architecture, Transformer):
-        raise ValueError(f"predictor = {type(predictor.architecture).__name__}: must be a Transformer")
+        raise UserError(f"predictor = {type(predictor.architecture).__name__}: must be a Transformer")
     return predictor.architecture

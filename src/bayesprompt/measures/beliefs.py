@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit, rel_entr
 
-from bayesprompt.checks import check_integer
+from bayesprompt.checks import UserError, check_integer
 from bayesprompt.measures.regret import check_coins, outcomes, regret_after
 from bayesprompt.sources.coins import BetaCoins, Exchangeable
 
@@ -46,7 +46,7 @@ def fit_beta(prediction: Float[np.ndarray, "seen heads"], target: Exchangeable) 
     p, weight = prediction[steps, counts[:, 0]], probs.sum(1)
     there = np.isfinite(p) & (weight > 0)
     if not there.any():
-        raise ValueError("prediction = NaN wherever the target leads: at least one prediction")
+        raise UserError("prediction = NaN wherever the target leads: at least one prediction")
     p, weight, steps, heads = p[there], weight[there], steps[there], counts[there, 0]
     weight = weight / np.bincount(steps, weights=weight)[steps]  # within each step: what was visited
 
@@ -79,7 +79,7 @@ def best_beta(target: Exchangeable, length: int, strength: float | int | None = 
 
     if strength is not None:
         if not 0 <= strength < np.inf:
-            raise ValueError(f"strength = {strength}: a finite number >= 0")
+            raise UserError(f"strength = {strength}: a finite number >= 0")
 
         def loss_at(heads):
             return curve(1 + heads, 1 + strength - heads)[-1]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import gammaln, xlogy
 
-from bayesprompt.checks import Counts, check_counts, check_integer, check_tokens
+from bayesprompt.checks import Counts, UserError, check_counts, check_integer, check_tokens
 from bayesprompt.sources.coins import Exchangeable
 
 LogProbs = Float[np.ndarray | Array, "B N K"]
@@ -44,7 +44,7 @@ def log_loss(log_probs: LogProbs, tokens: Tokens) -> Float[np.ndarray, "B N"]:
     log_probs = np.asarray(log_probs, np.float64)
     tokens = check_tokens(tokens, log_probs.shape[-1])
     if tokens.shape != log_probs.shape[:-1]:
-        raise ValueError(f"tokens = array of shape {tokens.shape}: shape {log_probs.shape[:-1]}, that of log_probs")
+        raise UserError(f"tokens = array of shape {tokens.shape}: shape {log_probs.shape[:-1]}, that of log_probs")
     return -np.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
 
 
@@ -65,7 +65,7 @@ def _excess(log_probs, tokens, reference, name) -> Regret:
     reference_loss = log_loss(reference, tokens)
     if not np.isfinite(reference_loss).all():
         worst = -reference_loss[~np.isfinite(reference_loss)][0]
-        raise ValueError(f"{name} = {worst} at a token that came up: a finite log-probability")
+        raise UserError(f"{name} = {worst} at a token that came up: a finite log-probability")
     excess = np.cumsum(log_loss(log_probs, tokens) - reference_loss, axis=1)
     if len(excess) == 1:
         return Regret(excess[0], np.full_like(excess[0], np.nan))
@@ -98,7 +98,7 @@ def exact_stderr(
     check_coins(predictor=predictor, target=target)
     check_integer("n", n, 1)
     if not hasattr(target, "components"):
-        raise ValueError(f"target = {target}: one of finitely many coins")
+        raise UserError(f"target = {target}: one of finitely many coins")
     prompt, heads = check_counts(prompt_counts, 2, "prompt_counts"), np.arange(n + 1)
     counts = np.stack([heads, n - heads], axis=-1)
     log_orders = gammaln(n + 1) - gammaln(counts + 1).sum(-1)
@@ -151,4 +151,4 @@ def check_coins(**sources: Any) -> None:
     """Raise ValueError naming the argument unless each is an exchangeable source of two tokens."""
     for name, source in sources.items():
         if not isinstance(source, Exchangeable) or source.num_tokens != 2:
-            raise ValueError(f"{name} = {source}: an exchangeable source of 2 tokens")
+            raise UserError(f"{name} = {source}: an exchangeable source of 2 tokens")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from bayesprompt.checks import UserError
 from bayesprompt.measures.attention import (
     Head,
     LogitTerms,
@@ -36,7 +37,7 @@ def participation_ratio(x: Float[Numbers, "B d"]) -> float:
     x = np.asarray(x, np.float64)
     values = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
     if not values[0] > 0:
-        raise ValueError(f"x = {len(x)} equal vectors: must vary")
+        raise UserError(f"x = {len(x)} equal vectors: must vary")
     variances = (values / values[0]) ** 2
     return float(variances.sum() ** 2 / (variances**2).sum())
 
@@ -70,7 +71,7 @@ def total_variation(a: Float[Numbers, "*rows n m"], b: Float[Numbers, "*rows n m
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     for name, rows in (("a", a), ("b", b)):
         if not (off := np.abs(rows.sum(axis=-1) - 1).max(initial=0.0)) <= 1e-4:
-            raise ValueError(f"{name} = rows that sum to 1 up to {off:.1e}: must be probabilities")
+            raise UserError(f"{name} = rows that sum to 1 up to {off:.1e}: must be probabilities")
     return np.abs(a - b).sum(axis=-1) / 2
 
 
@@ -81,7 +82,7 @@ def up_to(reading: Reading, row: int) -> Reading:
     """
     n = reading.query.shape[-2]
     if not 0 <= row < n:
-        raise ValueError(f"row = {row}: must lie in 0..{n - 1}")
+        raise UserError(f"row = {row}: must lie in 0..{n - 1}")
     end = reading.key.shape[-2] - n + row + 1
     query, key, value = reading.query[..., row : row + 1, :], reading.key[..., :end, :], reading.value[..., :end, :]
     parts = (query, key, value, reading.prefix_key, reading.prefix_value)
@@ -96,7 +97,7 @@ def composed_heads(architecture: GPT, params: Params, layer: int) -> tuple[Head,
     Raises ValueError for a layer that is not there.
     """
     if not 0 <= layer < architecture.num_layers:
-        raise ValueError(f"layer = {layer}: must lie in 0..{architecture.num_layers - 1}")
+        raise UserError(f"layer = {layer}: must lie in 0..{architecture.num_layers - 1}")
     block, D, H = params["torso"][f"blocks_{layer}"], architecture.embed_dim, architecture.num_heads
     query, key, value = (
         np.asarray(block[name]["kernel"], np.float64).reshape(D, H, -1) for name in ("query", "key", "value")
@@ -113,7 +114,7 @@ def first_rows(
     Raises ValueError unless the prefix is given layer by layer, with a row for every pad.
     """
     if prefix.layers is None or prefix.length != architecture.pads:
-        raise ValueError(f"prefix = {prefix.length} rows: must be given layer by layer, {architecture.pads} rows")
+        raise UserError(f"prefix = {prefix.length} rows: must be given layer by layer, {architecture.pads} rows")
     embedding, block = params["embedding"], params["torso"]["blocks_0"]
     x = np.asarray(embedding["tokens"], np.float64)[np.asarray(tokens)[:, :-1]]
     x = x + np.asarray(embedding["positions"], np.float64)[architecture.pads :][: x.shape[1]]

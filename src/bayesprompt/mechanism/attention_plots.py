@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from bayesprompt.checks import UserError
 from bayesprompt.lab.plotting import FAINT, add_provenance
 from bayesprompt.measures.attention import Reading, attention, relative_content_attention
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
@@ -47,10 +48,10 @@ def attention_map(
     the text has next. Raises ValueError unless the reading is of one head, and the tokens one more than its rows.
     """
     if reading.query.ndim != 2:
-        raise ValueError(f"reading = {reading.query.ndim} axes: one sequence and one head, see one_head")
+        raise UserError(f"reading = {reading.query.ndim} axes: one sequence and one head, see one_head")
     rows = reading.query.shape[0]
     if len(tokens) != rows + 1:
-        raise ValueError(f"tokens = {len(tokens)}: must be {rows + 1}, the reading's rows and the last digit")
+        raise UserError(f"tokens = {len(tokens)}: must be {rows + 1}, the reading's rows and the last digit")
     found = attention(reading)
     parts = [relative_content_attention(reading)] if relative else [found.prefix, found.content]
     weights = np.concatenate(parts, axis=-1)[first_row:]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from bayesprompt.checks import UserError
 from bayesprompt.measures.attention import Head, attention_block
 
 # Neighbouring tokens' confidences differ by 1/V**2 where they should: beyond this V, float64 rounds them together.
@@ -185,7 +186,7 @@ def forward(construction: Construction, embeddings: Float[np.ndarray, "*B p d_e"
     """
     p = embeddings.shape[-2]
     if p > construction.context:
-        raise ValueError(f"embeddings = {p} rows: at most {construction.context}")
+        raise UserError(f"embeddings = {p} rows: at most {construction.context}")
     places = np.broadcast_to(np.eye(p, construction.context), (*embeddings.shape[:-1], construction.context))
     x = np.concatenate([embeddings, places], axis=-1)
     for layer in construction.layers:
@@ -234,10 +235,10 @@ def _wide(*blocks: np.ndarray) -> np.ndarray:
 def _check_size(name: str, value: int, largest: int | None = None, why: str = "") -> None:
     if int(value) != value or value < 1 or (largest is not None and value > largest):
         allowed = "must be a whole number >= 1" if largest is None else f"must lie in 1..{largest} ({why})"
-        raise ValueError(f"{name} = {value}: {allowed}")
+        raise UserError(f"{name} = {value}: {allowed}")
 
 
 def _check_tokens(name: str, tokens: np.ndarray, V: int) -> np.ndarray:
     if tokens.size and not (0 <= tokens.min() and tokens.max() < V):
-        raise ValueError(f"{name} = {tokens.min()}..{tokens.max()}: must lie in 0..{V - 1}")
+        raise UserError(f"{name} = {tokens.min()}..{tokens.max()}: must lie in 0..{V - 1}")
     return tokens

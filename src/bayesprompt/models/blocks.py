@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt
 
+from bayesprompt.checks import UserError
 from bayesprompt.devices import Cores
 from bayesprompt.models.layers import Dense, check_sizes
 from bayesprompt.models.transformer import attend
@@ -37,9 +38,9 @@ class GPT:
         """Raise ValueError for sizes below 1, heads that do not divide the width, or a dropout outside [0, 1)."""
         check_sizes(self, but=("first_norm", "dropout"))
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim = {self.embed_dim}: must be a multiple of num_heads = {self.num_heads}")
+            raise UserError(f"embed_dim = {self.embed_dim}: must be a multiple of num_heads = {self.num_heads}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}: must lie in [0, 1)")
+            raise UserError(f"dropout = {self.dropout}: must lie in [0, 1)")
 
     @property
     def rows(self) -> int:

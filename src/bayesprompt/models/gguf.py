@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bayesprompt.checks import UserError
 from bayesprompt.models.gguf_file import check_file, in_one_line, read_file
 from bayesprompt.models.llama import Llama, make_llama, shapes
 from bayesprompt.models.predictor import Params, Predictor
@@ -114,7 +115,7 @@ def _locate(path_or_name: str | Path) -> Path:
     if str(path_or_name).startswith("hf:"):
         owner, name, *rest = str(path_or_name)[3:].split("/")
         if not rest:
-            raise ValueError(f"path_or_name = {path_or_name}: must be hf:OWNER/NAME/FILE.gguf")
+            raise UserError(f"path_or_name = {path_or_name}: must be hf:OWNER/NAME/FILE.gguf")
         _need("huggingface_hub")
         from huggingface_hub import hf_hub_download
 
@@ -139,7 +140,7 @@ def _sizes(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llama
     try:
         heads, layers = int(field("llama.attention.head_count")), int(field("llama.block_count"))
         if not 1 <= layers <= _MOST_LAYERS:
-            raise ValueError(f"num_layers = {layers}: must lie in 1..{_MOST_LAYERS}")
+            raise UserError(f"num_layers = {layers}: must lie in 1..{_MOST_LAYERS}")
         sizes = Llama(
             num_tokens=int(tensors["token_embd.weight"].shape[1]),
             embed_dim=int(field("llama.embedding_length")),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from bayesprompt.checks import UserError
 from bayesprompt.measures.attention import Reading
 from bayesprompt.models.blocks import GPT, Dropout, Embedding, Torso, Unembedding
 from bayesprompt.models.layers import State
@@ -75,9 +76,9 @@ class Network(nn.Module):
         """
         sizes = self.architecture
         if length != 2 * sizes.size:
-            raise ValueError(f"length = {length}: must be {2 * sizes.size}, the digits and their answer")
+            raise UserError(f"length = {length}: must be {2 * sizes.size}, the digits and their answer")
         if prefix.length > sizes.pads:
-            raise ValueError(f"prefix = {prefix.length} rows: at most the {sizes.pads} pads of this network")
+            raise UserError(f"prefix = {prefix.length} rows: at most the {sizes.pads} pads of this network")
         tokens, positions = self.embedding()
         rows = jnp.broadcast_to(tokens[0], (sizes.pads, sizes.embed_dim))
         given = prefix.inputs @ tokens if prefix.inputs is not None else prefix.embeddings

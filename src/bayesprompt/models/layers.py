@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from bayesprompt.checks import UserError
+
 State = Any
 
 
@@ -15,7 +17,7 @@ def check_sizes(architecture: Any, but: tuple[str, ...] = ()) -> None:
     for name, value in vars(architecture).items():
         low = 2 if name == "num_tokens" else 1
         if name not in but and value < low:
-            raise ValueError(f"{name} = {value}: must be >= {low}")
+            raise UserError(f"{name} = {value}: must be >= {low}")
 
 
 @jax.custom_vjp

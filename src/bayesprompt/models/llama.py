@@ -10,6 +10,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from bayesprompt.checks import UserError
 from bayesprompt.devices import Cores
 from bayesprompt.measures.attention import Reading
 from bayesprompt.models.layers import State, check_sizes
@@ -43,15 +44,13 @@ class Llama:
         """Raise ValueError for sizes below 1, heads that do not divide the width, or a rotation of no angle."""
         check_sizes(self, but=("rope_base", "norm_epsilon", "tied"))
         if self.embed_dim % (2 * self.num_heads):
-            raise ValueError(
-                f"embed_dim = {self.embed_dim}: must be a multiple of 2 * num_heads = {2 * self.num_heads}"
-            )
+            raise UserError(f"embed_dim = {self.embed_dim}: must be a multiple of 2 * num_heads = {2 * self.num_heads}")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads = {self.num_heads}: must be a multiple of num_kv_heads = {self.num_kv_heads}")
+            raise UserError(f"num_heads = {self.num_heads}: must be a multiple of num_kv_heads = {self.num_kv_heads}")
         if not 1 < self.rope_base < float("inf"):
-            raise ValueError(f"rope_base = {self.rope_base}: must be > 1 and finite")
+            raise UserError(f"rope_base = {self.rope_base}: must be > 1 and finite")
         if not 0 < self.norm_epsilon < 1:
-            raise ValueError(f"norm_epsilon = {self.norm_epsilon}: must lie in (0, 1)")
+            raise UserError(f"norm_epsilon = {self.norm_epsilon}: must lie in (0, 1)")
 
     @property
     def head_dim(self) -> int:
@@ -189,7 +188,7 @@ def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
     Nothing is computed once a batch: for a few rows that would cost more, reading all weights once again.
     """
     if prefix.length + length > sizes.context:
-        raise ValueError(f"length = {length}: prompt and tokens must have at most {sizes.context} positions")
+        raise UserError(f"length = {length}: prompt and tokens must have at most {sizes.context} positions")
     nothing = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim))
     rows = prefix.inputs @ params["embedding"] if prefix.inputs is not None else prefix.embeddings
     return {
@@ -260,7 +259,7 @@ def generate(
     x = _embed(params, state, jnp.asarray(tokens))
     given, before = x.shape[1], state["layers"].shape[1]
     if not given:
-        raise ValueError("tokens = none: a prompt of rows, or a token, must come first")
+        raise UserError("tokens = none: a prompt of rows, or a token, must come first")
 
     def fill(x, xs):
         done = _run(sizes, xs[0], x, xs[1])

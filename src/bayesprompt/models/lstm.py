@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bayesprompt.checks import UserError
 from bayesprompt.devices import Cores
 from bayesprompt.models.layers import State, check_sizes
 
@@ -45,7 +46,7 @@ class LSTMTorso(nn.Module):
     def prompt(self, rows: Array, vocabulary: Array, layers: Array | None, length: int) -> State:
         """Keep every layer's cell and hidden state, and the first layer's input gates of every token."""
         if layers is not None:
-            raise ValueError("prefix = layers: a prefix in every layer needs a Transformer, whose attention reads it")
+            raise UserError("prefix = layers: a prefix in every layer needs a Transformer, whose attention reads it")
         zeros = jnp.zeros((1, self.architecture.hidden_dim))
         if self.is_initializing():  # flax creates a cell's parameters when it is first called
             for index, cell in enumerate(self.cells):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
+from bayesprompt.checks import UserError
+
 # Exhaustive search over hard prefixes stops here: 2**16 prefixes on 2048 sequences are already an hour of CPU time.
 MAX_HARD_PREFIXES = 2**16
 
@@ -38,7 +40,7 @@ def hard_prefix(tokens: Int[Array | np.ndarray, " L"], num_tokens: int = 2) -> P
     """Return the one-hot prefix of `tokens`; raises ValueError for a token outside 0..num_tokens-1."""
     tokens = np.asarray(tokens)
     if tokens.size and not (0 <= tokens.min() and tokens.max() < num_tokens):
-        raise ValueError(f"tokens = {tokens.tolist()}: must lie in 0..{num_tokens - 1}")
+        raise UserError(f"tokens = {tokens.tolist()}: must lie in 0..{num_tokens - 1}")
     return Prefix(inputs=jax.nn.one_hot(tokens, num_tokens))
 
 
@@ -47,7 +49,7 @@ def all_hard_prefixes(prefix_length: int, num_tokens: int = 2) -> Int[np.ndarray
     check_prefix_length(prefix_length)
     if num_tokens**prefix_length > MAX_HARD_PREFIXES:
         longest = int(np.log(MAX_HARD_PREFIXES) / np.log(num_tokens) + 1e-9)
-        raise ValueError(
+        raise UserError(
             f"prefix_length = {prefix_length}: must lie in 1..{longest} to search all prefixes over {num_tokens} tokens"
         )
     grid = np.indices((num_tokens,) * prefix_length, dtype=np.int32)
@@ -57,7 +59,7 @@ def all_hard_prefixes(prefix_length: int, num_tokens: int = 2) -> Int[np.ndarray
 def check_prefix_length(prefix_length: int) -> None:
     """Raise ValueError unless the prefix length is a whole number >= 1."""
     if int(prefix_length) != prefix_length or prefix_length < 1:
-        raise ValueError(f"prefix_length = {prefix_length}: must be a whole number >= 1")
+        raise UserError(f"prefix_length = {prefix_length}: must be a whole number >= 1")
 
 
 def random_hard_prefix(key: Array, prefix_length: int, width: int) -> Float[Array, "L width"]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bayesprompt.checks import UserError
 from bayesprompt.devices import Cores
 from bayesprompt.models.layers import Dense, State, check_sizes
 
@@ -34,7 +35,7 @@ class Transformer:
         """Raise ValueError for sizes below 1, or heads that do not divide the width."""
         check_sizes(self)
         if self.embed_dim % self.num_heads or self.embed_dim % 2:
-            raise ValueError(
+            raise UserError(
                 f"embed_dim = {self.embed_dim}: must be even and a multiple of num_heads = {self.num_heads}"
             )
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
+from bayesprompt.checks import UserError
 from bayesprompt.lab.cells import Cell, load_cell
 from bayesprompt.models.lstm import LSTM, gate_weights, lstm_step
 from bayesprompt.models.predictor import Network, Params, Predictor
@@ -100,7 +101,7 @@ def internal_states(
     Raises ValueError for a prefix given layer by layer.
     """
     if prefix.layers is not None:
-        raise ValueError("prefix = layers: rows of input or of embedding, which are read one after the other")
+        raise UserError("prefix = layers: rows of input or of embedding, which are read one after the other")
     return _trace(predictor.architecture, params, prefix, jnp.asarray(tokens))
 
 
@@ -164,7 +165,7 @@ def principal_components(states: States) -> Components:
     states = np.asarray(states, np.float64)
     rows = states.reshape(-1, states.shape[-1])
     if len(rows) < 2:
-        raise ValueError(f"states = array of shape {states.shape}: at least two states")
+        raise UserError(f"states = array of shape {states.shape}: at least two states")
     mean = rows.mean(axis=0)
     _, singular, axes = np.linalg.svd(rows - mean, full_matrices=False)
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1, keepdims=True), axis=1)
@@ -174,7 +175,7 @@ def principal_components(states: States) -> Components:
 def project(components: Components, states: States, number: int = 2) -> Float[np.ndarray, "*batch number"]:
     """Return the coordinates of states along the first `number` components; raises ValueError if there are fewer."""
     if not 1 <= number <= len(components.axes):
-        raise ValueError(f"number = {number}: must lie in 1..{len(components.axes)}")
+        raise UserError(f"number = {number}: must lie in 1..{len(components.axes)}")
     return (np.asarray(states, np.float64) - components.mean) @ components.axes[:number].T
 
 
@@ -249,7 +250,7 @@ def states_after(
     """
     longest, parts = rows - min(prefix.length for prefix in prefixes), []
     if tokens.shape[1] < longest:
-        raise ValueError(f"rows = {rows}: at most {rows - longest + tokens.shape[1]}, prefix and tokens together")
+        raise UserError(f"rows = {rows}: at most {rows - longest + tokens.shape[1]}, prefix and tokens together")
     for r, prefix in enumerate(prefixes[: len(tokens)]):
         part = tokens[r :: len(prefixes), : rows - prefix.length]
         parts.append(np.asarray(internal_states(predictor, params, part, prefix).states, np.float64))

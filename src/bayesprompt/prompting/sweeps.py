@@ -9,6 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from bayesprompt.checks import UserError
 from bayesprompt.lab.cells import Cell, cells, load_cell
 from bayesprompt.lab.plotting import METHOD_COLORS, METHOD_LINES
 from bayesprompt.measures.regret import quantiles
@@ -30,7 +31,7 @@ def sweep_cells(
 ) -> dict[float | int, xr.Dataset | None]:
     """Return a sweep's stored datasets by value of its setting, None where missing; ValueError for an unknown name."""
     if sweep not in SWEEPS:
-        raise ValueError(f"sweep = {sweep}: one of {', '.join(SWEEPS)}")
+        raise UserError(f"sweep = {sweep}: one of {', '.join(SWEEPS)}")
     named = {cell.experiment for cell in cells(sweep, architecture, method, scale)}  # raises for the other names
     experiments = {value: name for value, name in SWEEPS[sweep].experiments.items() if name in named}
     return {value: load_cell(Cell(name, architecture, method, scale), store) for value, name in experiments.items()}

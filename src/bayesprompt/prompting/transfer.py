@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from bayesprompt.checks import check_integer
+from bayesprompt.checks import UserError, check_integer
 from bayesprompt.lab.cells import Cell, evaluation_data, load_cell, load_network
 from bayesprompt.measures.regret import cumulative_regret
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
@@ -31,9 +31,9 @@ def transfer_regret(
     Raises ValueError for a method without a prefix, fewer than two seeds, or n outside the evaluation's length.
     """
     if method not in PREFIX_METHODS:
-        raise ValueError(f"method = {method}: must be one of {', '.join(PREFIX_METHODS)}")
+        raise UserError(f"method = {method}: must be one of {', '.join(PREFIX_METHODS)}")
     if len(set(seeds)) < max(2, len(seeds)):
-        raise ValueError(f"seeds = {tuple(seeds)}: at least two, all different")
+        raise UserError(f"seeds = {tuple(seeds)}: at least two, all different")
     made = [Cell(experiment, architecture, method, scale, int(seed)) for seed in seeds]
     networks = [load_network(cell, store) for cell in made]
     tuned = [load_cell(cell, store) for cell in made]

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import digamma, entr, gammaln, xlogy
 
-from bayesprompt.checks import Counts, Tokens, check_counts, check_integer, check_tokens
+from bayesprompt.checks import Counts, Tokens, UserError, check_counts, check_integer, check_tokens
 
 # Parameters as one may write them. A source stores floats and tuples of floats (inside jit and vmap: tracers).
 Number = float | int | np.number | Array
@@ -48,7 +48,7 @@ class Source:
             if not fits or not test(values):
                 numbers = " x ".join(str(sizes.get(letter, letter)) for letter in letters) + " numbers"
                 shown = given if values.dtype == object else values.tolist()  # on one line
-                raise ValueError(f"{name} = {shown}: {numbers if letters else 'a number'} {allowed}")
+                raise UserError(f"{name} = {shown}: {numbers if letters else 'a number'} {allowed}")
             object.__setattr__(self, name, _tuples(values.astype(np.float64).tolist()))
 
 
@@ -71,7 +71,7 @@ class Exchangeable(Source):
         """log P(x_n = . | tau), n = 1..N: what one predicts who knows each sequence's `latent`."""
         tokens, probs = check_tokens(tokens, self.num_tokens), _normalised(latent)
         if probs.shape != (*tokens.shape[:-1], self.num_tokens):
-            raise ValueError(f"latent = array of shape {probs.shape}: {(*tokens.shape[:-1], self.num_tokens)}")
+            raise UserError(f"latent = array of shape {probs.shape}: {(*tokens.shape[:-1], self.num_tokens)}")
         return np.repeat(_log(probs)[..., None, :], tokens.shape[-1], axis=-2)
 
     def bayes_log_probs(self, tokens: Tokens) -> Float[np.ndarray, "*batch N K"]:
@@ -251,11 +251,11 @@ def from_config(config: dict) -> Source:
     """Make the source that `to_config` described; ValueError for an unknown type or parameter."""
     types = {cls.__name__: cls for cls in SOURCES}
     if config.get("type") not in types:
-        raise ValueError(f"type = {config.get('type')}: one of {', '.join(types)}")
+        raise UserError(f"type = {config.get('type')}: one of {', '.join(types)}")
     cls, values = types[config["type"]], {name: value for name, value in config.items() if name != "type"}
     names = [field.name for field in dataclasses.fields(cls)]
     if set(values) != set(names):
-        raise ValueError(f"config = {config}: parameters of {cls.__name__} are {', '.join(names)}")
+        raise UserError(f"config = {config}: parameters of {cls.__name__} are {', '.join(names)}")
     return cls(**values)
 
 

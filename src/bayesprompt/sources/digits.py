@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from bayesprompt.checks import UserError
+
 NUM_DIGITS = 8  # inputs are 0..7, three bits each
 NUM_TOKENS = 10  # so that 2 can be added
 SIZE = 10  # digits in an input, and in its answer
@@ -43,7 +45,7 @@ class Digits:
     ) -> tuple[Int[Array, "{batch} {length}"], Int[Array, " {batch}"]]:
         """Draw inputs with their answers, and the index of each one's task; raises ValueError unless length is 20."""
         if length != 2 * SIZE:
-            raise ValueError(f"length = {length}: must be {2 * SIZE}, the digits and their answer")
+            raise UserError(f"length = {length}: must be {2 * SIZE}, the digits and their answer")
         for_task, for_rows = jax.random.split(key)
         task = jax.random.categorical(for_task, jnp.log(self.weights), shape=(batch,))
         inputs = draw_inputs(for_rows, task, self.held_out)
@@ -54,7 +56,7 @@ def one_task(*tasks: str, held_out: bool = False) -> Digits:
     """Return the source of one task, or of several equally often; raises ValueError for an unknown one."""
     for task in tasks:
         if task not in TASKS:
-            raise ValueError(f"task = {task}: must be one of {', '.join(TASKS)}")
+            raise UserError(f"task = {task}: must be one of {', '.join(TASKS)}")
     return Digits(np.array([task in tasks for task in TASKS], np.float32), held_out)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import xlog1py, xlogy
 
-from bayesprompt.checks import Counts, Tokens, check_counts, check_integer, check_tokens
+from bayesprompt.checks import Counts, Tokens, UserError, check_counts, check_integer, check_tokens
 from bayesprompt.sources.coins import (
     BetaCoins,
     Coin,
@@ -58,7 +58,7 @@ class Prior(Exchangeable):
         pieces = tuple(Piece(*map(float, piece)) for piece in self.pieces)
         for piece in pieces:
             if not 0 <= piece.low <= piece.high <= 1:
-                raise ValueError(f"low, high = {piece.low}, {piece.high}: 0 <= low <= high <= 1")
+                raise UserError(f"low, high = {piece.low}, {piece.high}: 0 <= low <= high <= 1")
             BetaCoins(piece.alpha, piece.beta)  # refuses other than positive numbers
         _check_weights(np.exp(self.log_weights).tolist(), len(pieces))
         log_weights = np.asarray(self.log_weights, np.float64) - np.logaddexp.reduce(self.log_weights)
@@ -89,7 +89,7 @@ class Prior(Exchangeable):
     def gap(cls, low: Number, high: Number) -> "Prior":
         """All biases alike, but none between `low` and `high`; the paper's example is 1/3 and 2/3."""
         if not 0 < low <= high < 1:
-            raise ValueError(f"low, high = {low}, {high}: 0 < low <= high < 1")
+            raise UserError(f"low, high = {low}, {high}: 0 < low <= high < 1")
         outside = low + 1 - high
         return cls.mixture([cls.uniform(0, low), cls.uniform(high, 1)], (low / outside, (1 - high) / outside))
 
@@ -109,7 +109,7 @@ class Prior(Exchangeable):
             return cls((Piece(source.bias, source.bias),), (0.0,))
         if isinstance(source, CoinMixture):
             return cls(tuple(Piece(bias, bias) for bias in source.biases), tuple(_log(source.weights).tolist()))
-        raise ValueError(f"source = {source}: a Coin, CoinMixture or BetaCoins")
+        raise UserError(f"source = {source}: a Coin, CoinMixture or BetaCoins")
 
     @cached_property
     def _columns(self):
@@ -164,7 +164,7 @@ class Prior(Exchangeable):
         evidence = np.logaddexp.reduce(joint, axis=-1, keepdims=True)
         if np.isneginf(evidence).any():
             wrong = check_counts(counts, 2)[np.isneginf(evidence[..., 0])].reshape(-1, 2)[0]
-            raise ValueError(f"counts = {wrong.tolist()}: heads and tails that the prior does not rule out")
+            raise UserError(f"counts = {wrong.tolist()}: heads and tails that the prior does not rule out")
         return joint - evidence, after
 
     def log_evidence(self, counts: Counts) -> Evidence:
@@ -237,7 +237,7 @@ def oscillating_flips(length: int, low: Number, high: Number) -> Int[np.ndarray,
     """Tokens whose frequency of heads never settles: heads until it is at `high`, tails until at `low`, and so on."""
     check_integer("length", length, 1)
     if not 0 < low < high < 1:
-        raise ValueError(f"low, high = {low}, {high}: 0 < low < high < 1")
+        raise UserError(f"low, high = {low}, {high}: 0 < low < high < 1")
     tokens, heads, token = np.zeros(length, np.int64), 0, 0
     for step in range(length):
         tokens[step] = token

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from bayesprompt.checks import check_integer
+from bayesprompt.checks import UserError, check_integer
 from bayesprompt.theory.bernoulli import Prior
 from bayesprompt.theory.programs import (
     NamedPrior,
@@ -65,7 +65,7 @@ def total_variation(futures: Float[np.ndarray, " F"], prior: NamedPrior) -> floa
     """
     horizon = len(futures).bit_length() - 1
     if len(futures) != 2**horizon:
-        raise ValueError(f"futures = array of shape {futures.shape}: 2 ** horizon of them")
+        raise UserError(f"futures = array of shape {futures.shape}: 2 ** horizon of them")
     each = [float(marginal(prior, heads, horizon - heads)) for heads in range(horizon + 1)]
     target = [each[bits.count("0")] for bits in _strings(horizon)]
     return 0.5 * float(abs(futures - target).sum() + abs(1 - futures.sum()))
@@ -75,7 +75,7 @@ def posterior(begin: Tokens, program: str) -> float:
     """P(the program is `program`) for who has read `begin`. ValueError if that has evidence 0."""
     begin = as_bits(begin, "begin")
     if decode(program)[1]:
-        raise ValueError(f"program = {shown(program)}: a program and nothing after it")
+        raise UserError(f"program = {shown(program)}: a program and nothing after it")
     _log_evidence_of_prompt(begin)  # refuses evidence 0
     if program.startswith(begin):
         return 0.5 ** (len(program) - len(begin)) / parse(begin)[2]
@@ -92,7 +92,7 @@ def belief(begin: Tokens, more_bits: int = 10) -> tuple[Prior, float]:
     _log_evidence_of_prompt(begin)
     found = programs(len(begin) + more_bits, begin)
     if not found:
-        raise ValueError(f"more_bits = {more_bits}: enough for a program that begins with {shown(begin)}")
+        raise UserError(f"more_bits = {more_bits}: enough for a program that begins with {shown(begin)}")
     shares = np.array([posterior(begin, program) for program in found])
     priors = [as_prior(decode(program)[0]) for program in found]
     return Prior.mixture(priors, shares / shares.sum()), float(shares.sum())
@@ -117,7 +117,7 @@ def identity_error(num_programs: int = 50, length: int = 6) -> float:
 def _log_evidence_of_prompt(prompt: str) -> float:
     before = log_evidence(prompt)
     if before == -math.inf:
-        raise ValueError(f"prompt = {shown(prompt)}: one of evidence > 0; this {fault(prompt)}")
+        raise UserError(f"prompt = {shown(prompt)}: one of evidence > 0; this {fault(prompt)}")
     return before
 
 

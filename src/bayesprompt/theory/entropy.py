@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import entr, gammaln
 
-from bayesprompt.checks import Counts, Tokens, check_counts, check_integer, check_tokens
+from bayesprompt.checks import Counts, Tokens, UserError, check_counts, check_integer, check_tokens
 from bayesprompt.sources.coins import Evidence, Exchangeable, Number
 from bayesprompt.theory.bernoulli import NOTHING, Prior
 from bayesprompt.theory.truncated_beta import moments, quadrature
@@ -24,7 +24,7 @@ Entropy = Callable[[Prior, np.ndarray], np.ndarray | np.floating]  # one of thos
 def discrete_entropy(prior: Prior, counts: Counts = NOTHING) -> Evidence:
     """H(theta | `counts`) of a belief in point masses, >= 0; ValueError for any other belief."""
     if not prior.is_discrete:
-        raise ValueError("prior = a belief with a density: one of point masses only")
+        raise UserError("prior = a belief with a density: one of point masses only")
     weights, biases = np.exp(prior.log_weights_after(counts)), np.array([piece.low for piece in prior.pieces])
     return sum(entr(weights[..., biases == bias].sum(-1)) for bias in np.unique(biases))
 
@@ -32,7 +32,7 @@ def discrete_entropy(prior: Prior, counts: Counts = NOTHING) -> Evidence:
 def differential_entropy(prior: Prior, counts: Counts = NOTHING) -> Evidence:
     """-E[log w(theta | `counts`)] of a belief with a density, of any sign; ValueError if there is a point mass."""
     if not prior.is_density:
-        raise ValueError("prior = a belief with a point mass: one with a density only")
+        raise UserError("prior = a belief with a point mass: one with a density only")
     prior, counts = _split(prior), check_counts(counts, 2)
     pairs = counts.reshape(-1, 2)
     low, high, alpha, beta = np.asarray(prior.pieces).T
@@ -118,5 +118,5 @@ def doubted_fair_coin(epsilon: Number) -> Prior:
 def widest_prompt(epsilon: Number) -> float:
     """How many tails in a row make those two coins equally probable, log2((1 - epsilon) / epsilon)."""
     if not 0 < epsilon <= 0.5:
-        raise ValueError(f"epsilon = {epsilon}: a number in (0, 0.5]")
+        raise UserError(f"epsilon = {epsilon}: a number in (0, 0.5]")
     return float(np.log2((1 - epsilon) / epsilon))

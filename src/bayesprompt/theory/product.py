@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 from scipy.special import gammaln, xlogy
 
-from bayesprompt.checks import check_integer, check_tokens
+from bayesprompt.checks import UserError, check_integer, check_tokens
 from bayesprompt.sources.coins import Exchangeable, Vector
 
 GROWTHS = {"linear": lambda k: k, "doubling": lambda k: 2**k}  # length of segment k = 1, 2, 3, ...
@@ -42,13 +42,13 @@ class ProductMixture:
         """ValueError unless there are coins, a distribution over them, and a known growth."""
         for target in self.targets:
             if not isinstance(target, Exchangeable) or target.num_tokens != 2:
-                raise ValueError(f"targets = {target}: exchangeable sources of 2 tokens")
+                raise UserError(f"targets = {target}: exchangeable sources of 2 tokens")
         weights = np.asarray(self.weights, np.float64)
         if weights.shape != (len(self.targets),) or not ((weights >= 0).all() and abs(weights.sum() - 1) <= 1e-9):
             shown = weights.tolist()
-            raise ValueError(f"weights = {shown}: {len(self.targets)} numbers in [0, 1], summing to 1")
+            raise UserError(f"weights = {shown}: {len(self.targets)} numbers in [0, 1], summing to 1")
         if self.growth not in GROWTHS:
-            raise ValueError(f"growth = {self.growth}: one of {', '.join(GROWTHS)}")
+            raise UserError(f"growth = {self.growth}: one of {', '.join(GROWTHS)}")
         object.__setattr__(self, "weights", tuple(weights.tolist()))
 
     def boundaries(self, length: int) -> list[int]:
@@ -80,7 +80,7 @@ class ProductMixture:
         """
         tokens = _binary(tokens)
         if start not in self.boundaries(start):
-            raise ValueError(f"start = {start}: where a segment ends, such as {self.boundaries(start)[-1]}")
+            raise UserError(f"start = {start}: where a segment ends, such as {self.boundaries(start)[-1]}")
         sizes = self.segments(start, tokens.shape[-1])
         if not sizes:
             return np.zeros((*tokens.shape[:-1], len(self.targets)))
@@ -97,7 +97,7 @@ class ProductMixture:
         joint = self.log_likelihoods(tokens) + xlogy(1.0, self.weights)
         evidence = np.logaddexp.reduce(joint, axis=-1, keepdims=True)
         if np.isneginf(evidence).any():
-            raise ValueError("tokens = a sequence of probability 0: one that some target admits")
+            raise UserError("tokens = a sequence of probability 0: one that some target admits")
         return np.exp(joint - evidence)
 
     def predictive(self, tokens: Tokens) -> Float[np.ndarray, "*R"] | np.floating:
@@ -129,7 +129,7 @@ class ProductMixture:
         zeta, sizes = self._target(target), self._future(prompts.shape[-1], horizon)
         posterior, begun = self.posterior(prompts), self._begun(prompts)
         if (posterior[:, target] == 0).any():
-            raise ValueError(f"prompts = one of probability 0 under target {target}: prompts that it admits")
+            raise UserError(f"prompts = one of probability 0 under target {target}: prompts that it admits")
         log_sequences, heads = _groups(sizes)
         goal = np.exp(log_sequences + zeta.log_evidence(np.stack([heads, horizon - heads], axis=-1)))
         found = np.zeros((3, len(prompts)))
@@ -152,7 +152,7 @@ class ProductMixture:
         check_integer("horizon", horizon, 1)
         sizes = self.segments(length, horizon)
         if (groups := np.prod([size + 1.0 for size in sizes])) > MAX_GROUPS:
-            raise ValueError(f"horizon = {horizon}: {groups:.3g} groups of sequences, at most {MAX_GROUPS}")
+            raise UserError(f"horizon = {horizon}: {groups:.3g} groups of sequences, at most {MAX_GROUPS}")
         return sizes
 
     def _begun(self, tokens: np.ndarray) -> Int[np.ndarray, "*R 2"]:
@@ -161,7 +161,7 @@ class ProductMixture:
 
     def _target(self, index: int) -> Exchangeable:
         if not isinstance(index, int | np.integer) or not 0 <= index < len(self.targets):
-            raise ValueError(f"target = {index}: an integer from 0 to {len(self.targets) - 1}")
+            raise UserError(f"target = {index}: an integer from 0 to {len(self.targets) - 1}")
         return self.targets[index]
 
 

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Integer
 
-from bayesprompt.checks import check_integer
+from bayesprompt.checks import UserError, check_integer
 from bayesprompt.theory.bernoulli import Prior
 
 Tokens = str | Sequence[int] | Integer[np.ndarray, " N"]  # "0110", [0, 1, 1, 0] or an array
@@ -52,7 +52,7 @@ class Known:
         check_integer("heads", self.heads, 0)
         check_integer("tails", self.tails, 0)
         if self.heads == self.tails == 0:
-            raise ValueError("heads, tails = 0, 0: at least one of them > 0")
+            raise UserError("heads, tails = 0, 0: at least one of them > 0")
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Mix:
 
     def __post_init__(self):
         if not isinstance(self.odds, tuple) or len(self.odds) != 2:
-            raise ValueError(f"odds = {self.odds}: two integers >= 1")
+            raise UserError(f"odds = {self.odds}: two integers >= 1")
         for weight in self.odds:
             check_integer("odds", weight, 1)
         for name, part in (("first", self.first), ("second", self.second)):
             if not isinstance(part, NamedPrior):
-                raise ValueError(f"{name} = {part}: a Beta, Known or Mix")
+                raise UserError(f"{name} = {part}: a Beta, Known or Mix")
             if part.nested >= MAX_NESTED:
-                raise ValueError(f"{name} = a prior with {part.nested} nested in it: at most {MAX_NESTED - 1}")
+                raise UserError(f"{name} = a prior with {part.nested} nested in it: at most {MAX_NESTED - 1}")
         object.__setattr__(self, "nested", 1 + max(self.first.nested, self.second.nested))
 
 
@@ -111,7 +111,7 @@ def decode(tokens: Tokens) -> tuple[NamedPrior, str]:
     bits = as_bits(tokens)
     prior, position, _ = parse(bits)
     if prior is None:
-        raise ValueError(f"tokens = {shown(bits)}: a complete program; this {fault(bits)}")
+        raise UserError(f"tokens = {shown(bits)}: a complete program; this {fault(bits)}")
     return prior, bits[position:]
 
 
@@ -173,17 +173,17 @@ def random_program(seed: int, max_bits: int = 64) -> str:
 def as_bits(tokens: Tokens, name: str = "tokens") -> str:
     """Write a binary sequence as text; ValueError for anything but zeros and ones, and for more than 16384 of them."""
     if len(tokens) > MAX_TOKENS:
-        raise ValueError(f"{name} = {len(tokens)} of them: at most {MAX_TOKENS}")
+        raise UserError(f"{name} = {len(tokens)} of them: at most {MAX_TOKENS}")
     if isinstance(tokens, str):
         wrong = tokens.strip("01")[:1]  # what is left begins with the first that is neither
     else:
         array = np.asarray(tokens)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise ValueError(f"{name} = {array.dtype} array of shape {array.shape}: a sequence of integers")
+            raise UserError(f"{name} = {array.dtype} array of shape {array.shape}: a sequence of integers")
         wrong = array[(array != 0) & (array != 1)][:1]
         tokens = "".join(map(str, array.tolist()))
     if len(wrong):
-        raise ValueError(f"{name} = {wrong[0]}: zeros and ones only")
+        raise UserError(f"{name} = {wrong[0]}: zeros and ones only")
     return tokens
 
 
@@ -251,7 +251,7 @@ class _Reader:
             return Known(heads, tails)
         self.nested += 1
         if self.nested > MAX_NESTED:
-            raise ValueError(f"tokens = {shown(self.bits)}: a program of at most {MAX_NESTED} nested priors")
+            raise UserError(f"tokens = {shown(self.bits)}: a program of at most {MAX_NESTED} nested priors")
         self.owed += 2
         odds = self.integer(), self.integer()
         self.owed -= 1

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import xlogy
 
-from bayesprompt.checks import check_integer
+from bayesprompt.checks import UserError, check_integer
 from bayesprompt.theory import countable
 from bayesprompt.theory.product import ProductMixture, counts_of
 from bayesprompt.theory.programs import (
@@ -54,7 +54,7 @@ def loop_code(instructions: str) -> str:
     instruction if the cell is 1. Cells start at 0; after the last instruction comes the first. ValueError for others.
     """
     if not instructions or set(instructions) - set(SYMBOLS):
-        raise ValueError(f"instructions = {instructions!r}: one or more of {SYMBOLS}")
+        raise UserError(f"instructions = {instructions!r}: one or more of {SYMBOLS}")
     return gamma(len(instructions)) + "".join(format(SYMBOLS.index(s), "02b") for s in instructions)
 
 
@@ -154,7 +154,7 @@ class StandIn:
     def weights(self) -> Float[np.ndarray, " C"]:
         """2 ** -bits of the program of each target, without the two bits that choose the machine."""
         if not self.targets:
-            raise ValueError("targets = (): at least one prior")
+            raise UserError("targets = (): at least one prior")
         return 0.5 ** np.array([len(encode(target)) for target in self.targets])
 
     @functools.cached_property
@@ -212,7 +212,7 @@ class StandIn:
     def _log_evidence_of_prompt(self, bits: str) -> float:
         before = self.log_evidence(bits)
         if before == -math.inf:
-            raise ValueError(f"prompt = {shown(bits)}: one that some machine prints")
+            raise UserError(f"prompt = {shown(bits)}: one that some machine prints")
         return before
 
     def _log_others(self, bits: str) -> list[float]:

@@ -19,6 +19,7 @@ from jax.extend.core import Literal
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
+from bayesprompt.checks import UserError
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
 from bayesprompt.models.predictor import Architecture, Params, Predictor
 from bayesprompt.store import LOG, RefusedFileError, load_arrays, save_arrays, set_aside
@@ -28,7 +29,7 @@ from bayesprompt.tuning.tuners import Tuner
 TRACES: Counter[str] = Counter()
 
 
-class DivergedError(ValueError):
+class DivergedError(UserError):
     """A loss stopped being finite."""
 
 
@@ -46,7 +47,7 @@ class FitConfig:
         """Raise ValueError for settings that are not positive."""
         for name, value in vars(self).items():
             if not isinstance(value, bool) and not value > 0:
-                raise ValueError(f"{name} = {value}: must be > 0")
+                raise UserError(f"{name} = {value}: must be > 0")
 
     # Most steps between two looks from the host (progress, checkpoint, finite-loss check).
     max_chunk: ClassVar[int] = 25

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from bayesprompt.checks import UserError
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
 from bayesprompt.models.predictor import LSTM, Architecture, Params, Predictor
 from bayesprompt.models.prefixes import (
@@ -92,12 +93,12 @@ def make_tuner(
         )
     if method == "LoRAWT":
         if isinstance(architecture, LSTM):
-            raise ValueError("method = LoRAWT: needs architecture transformer, whose attention layers it runs beside")
+            raise UserError("method = LoRAWT: needs architecture transformer, whose attention layers it runs beside")
         if rank < 1:
-            raise ValueError(f"rank = {rank}: must be >= 1")
+            raise UserError(f"rank = {rank}: must be >= 1")
         return Tuner(init=functools.partial(_lora_init, rank, beside), inject=_lora_inject)
     gradient_methods = ", ".join([*PREFIXES, *PARTS, "LoRAWT", "PrefixTuning"])
-    raise ValueError(f"method = {method}: must be one of {gradient_methods} (HardPT is a search: hard_search)")
+    raise UserError(f"method = {method}: must be one of {gradient_methods} (HardPT is a search: hard_search)")
 
 
 def _lora_init(rank: int, beside: tuple[str, ...], key: Array, base: Params) -> Params:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from bayesprompt.checks import UserError
 from bayesprompt.models.gguf import LanguageModel
 from bayesprompt.sources.coins import Source
 
@@ -83,9 +84,9 @@ class Target(NamedTuple):
 def targets(model: LanguageModel, length: int, each: int) -> list[Target]:
     """Return `each` targets of each kind with this many tokens: starts of sentences, and tokens drawn uniformly."""
     if not 1 <= length <= max(LENGTHS):
-        raise ValueError(f"length = {length}: must lie in 1..{max(LENGTHS)}")
+        raise UserError(f"length = {length}: must lie in 1..{max(LENGTHS)}")
     if not 1 <= each <= len(COMMON):
-        raise ValueError(f"each = {each}: must lie in 1..{len(COMMON)}")
+        raise UserError(f"each = {each}: must lie in 1..{len(COMMON)}")
     draws = np.random.default_rng(0).integers(_first_word(model), model.sizes.num_tokens, (each, max(LENGTHS)))
     written = [
         (kind, model.encode(text)) for kind, texts in (("common", COMMON), ("rare", RARE)) for text in texts[:each]
@@ -130,5 +131,5 @@ def written_flips(model: LanguageModel, source: Source) -> WrittenFlips:
     """Return the source's flips as this model's tokens; raises ValueError where a flip is not one token."""
     faces = [model.encode(face) for face in FLIPS]
     if any(len(face) != 1 for face in faces):
-        raise ValueError(f"FLIPS = {FLIPS}: each must be one token of this model")
+        raise UserError(f"FLIPS = {FLIPS}: each must be one token of this model")
     return WrittenFlips(source, model.encode(HEADER), np.concatenate(faces))
