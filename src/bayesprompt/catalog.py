@@ -1,36 +1,131 @@
-"""The papers' claims as tests on stored results; the thresholds were fixed before any result existed.
+"""All that the book has, by name: experiments, sweeps, claims and figures. Only here does a string become an object.
 
 A claim is judged at paper scale only. It fails as soon as one of its parts does, and holds once all of them do; while a
-cell that it needs is missing it is not judged. Claims about exact mathematics are computed on the spot.
+cell that it needs is missing it is not judged. The thresholds were fixed before any result existed.
 """
 
 import json
+from collections.abc import Iterable
 
-from bayesprompt.checks import UserError
+import xarray as xr
+from matplotlib.figure import Figure
+
+from bayesprompt.checks import UserError, check_integer
+from bayesprompt.lab import judging
+from bayesprompt.lab.cells import load_cell, load_methods
+from bayesprompt.lab.experiment import ARCHITECTURES, NETWORKS, SCALES, SWEPT, Cell, Experiment
 from bayesprompt.lab.judging import Judgement, Results
-from bayesprompt.mechanism import claims as petrov
-from bayesprompt.mechanism import claims_language as language
-from bayesprompt.prompting import claims as genewein
+from bayesprompt.lab.plotting import use_style
+from bayesprompt.mechanism import claims as mechanism_claims
+from bayesprompt.mechanism import claims_inside
+from bayesprompt.mechanism import figures as mechanism_figures
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
+from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
+from bayesprompt.models.predictor import LSTM
+from bayesprompt.prompting import claims as prompting_claims
+from bayesprompt.prompting import figures as prompting_figures
+from bayesprompt.prompting.experiments import BAYES_METHODS, NETWORK_METHODS, SWEEPS
+from bayesprompt.prompting.experiments import EXPERIMENTS as COIN_EXPERIMENTS
 from bayesprompt.store import SHIPPED, Store, write_atomically
-from bayesprompt.theory import claims as theory
+from bayesprompt.theory import claims as theory_claims
+from bayesprompt.tuning.tuners import make_tuner
 
+EXPERIMENTS: dict[str, Experiment] = COIN_EXPERIMENTS | DIGIT_EXPERIMENTS | LANGUAGE_EXPERIMENTS
+METHODS = (*BAYES_METHODS, *NETWORK_METHODS, "PrefixTuning", *NETWORKS)
+CHOICES = [*(name for name, experiment in EXPERIMENTS.items() if experiment.figures != SWEPT), *SWEEPS]
+_PARTS = (prompting_claims, theory_claims, mechanism_claims, claims_inside)
+_CLAIMS = {name: claim for part in _PARTS for name, claim in part.CLAIMS.items()}
+CLAIMS = {n: _CLAIMS[n] for n in sorted(_CLAIMS, key=lambda x: ("GEP".index(x[0]), int(x[1:].rstrip("b")), x))}
+FIGURES = prompting_figures.FIGURES | mechanism_figures.FIGURES
+# The verdicts that the book was written with.
 RECORD = SHIPPED / "verdicts.json"
-_ALL = genewein.CLAIMS | theory.CLAIMS | petrov.CLAIMS | language.CLAIMS
-CLAIMS = {name: _ALL[name] for name in sorted(_ALL, key=lambda x: ("GEP".index(x[0]), int(x[1:].rstrip("b")), x))}
+
+
+def choose(argument: str, value: str | None, among: Iterable[str]) -> None:
+    """Raise UserError naming the argument unless its value is None or one of those that there are."""
+    if value is not None and value not in (allowed := list(among)):
+        raise UserError(f"{argument} = {value}: must be one of {', '.join(allowed)}")
+
+
+def experiment(name: str) -> Experiment:
+    """Return an experiment; raises UserError for an unknown name."""
+    choose("experiment", name, EXPERIMENTS)
+    return EXPERIMENTS[name]
+
+
+def cell(name: str, architecture: str, method: str, scale: str = "paper", seed: int = 0) -> Cell:
+    """Return a cell of an experiment; raises UserError for an unknown name or what does not exist together."""
+    (found,) = cells(experiment(name).name, architecture, method, scale, seed)
+    return found
+
+
+def cells(
+    experiment: str | None = None,
+    architecture: str | None = None,
+    method: str | None = None,
+    scale: str = "paper",
+    seed: int = 0,
+) -> list[Cell]:
+    """Return the cells that match, of an experiment, of a sweep, or of all experiments but the sweeps' own.
+
+    Raises UserError for an unknown name or a match of none.
+    """
+    choose("experiment", experiment, (*EXPERIMENTS, *SWEEPS))
+    choose("architecture", architecture, ARCHITECTURES)
+    choose("method", method, METHODS)
+    choose("scale", scale, SCALES)
+    check_integer("seed", seed, 0, 2**32 - 1)
+    if experiment in SWEEPS:
+        among = SWEEPS[experiment].experiments.values()
+    elif experiment is not None:
+        among = [EXPERIMENTS[experiment]]
+    else:
+        among = [each for each in EXPERIMENTS.values() if each.figures != SWEPT]
+    swept = SWEEPS[experiment].methods if experiment in SWEEPS else METHODS
+    found = [
+        Cell(each, a, m, scale, seed)
+        for each in among
+        for a in ARCHITECTURES
+        if architecture in (a, None)
+        for m in each.methods(a)
+        if method in (m, None) and m in swept
+    ]
+    if not found:
+        if method == "LoRAWT" and architecture == "lstm":
+            make_tuner("LoRAWT", LSTM())  # raises with the reason
+        raise UserError(f"method = {method}: must be part of experiment {experiment} with architecture {architecture}")
+    return found
+
+
+def cell_named(stem: str) -> Cell | None:
+    """Return the cell whose files have this stem, or None."""
+    name, *rest = stem.split(".")
+    if name not in EXPERIMENTS or len(rest) != 4 or not rest[3].isdecimal():
+        return None
+    found = Cell(EXPERIMENTS[name], *rest[:3], int(rest[3]))
+    there = found.scale in SCALES and found.method in found.experiment.methods(found.architecture)
+    return found if there and found.name == stem else None
+
+
+def load(name: str, architecture: str, method: str, scale: str = "paper", store: Store | None = None, seed: int = 0):
+    """Return a stored cell's dataset, or None."""
+    return load_cell(cell(name, architecture, method, scale, seed), store or Store())
+
+
+def stored(
+    architecture: str, name: str = "single-coin", scale: str = "paper", store: Store | None = None
+) -> dict[str, xr.Dataset | None]:
+    """Return every method's stored dataset for one network, and the exact predictors'; None where a cell is missing.
+
+    Where a cell is not there at `scale`, the quick one stands in, and is drawn as such.
+    """
+    return load_methods(store or Store(), experiment(name), architecture, scale)
 
 
 def evaluate(claim: str, store: Store | None = None) -> Judgement:
-    """Judge one claim on stored results; raises ValueError for an unknown id."""
-    if claim not in CLAIMS:
-        raise UserError(f"claim = {claim}: must be one of {', '.join(CLAIMS)}")
-    statement, scale, judge = CLAIMS[claim]
-    results = Results(store or Store())
-    parts = tuple(judge(results))
-    origin = {
-        name: ", ".join(sorted({cell.attrs[name] for cell in results.used.values()})) or None
-        for name in ("device", "date", "commit")
-    }
-    return Judgement(claim, statement, parts, scale, **origin, missing=tuple(results.missing))
+    """Judge one claim on stored results; raises UserError for an unknown id."""
+    choose("claim", claim, CLAIMS)
+    return judging.evaluate(claim, CLAIMS[claim], Results(store or Store(), EXPERIMENTS))
 
 
 def evaluate_all(store: Store | None = None) -> list[Judgement]:
@@ -55,11 +150,11 @@ def recorded() -> dict[str, str]:
 
 def record(judgements: list[Judgement]) -> None:
     """Write down today's verdicts, for the book to be held against; what is not judged yet may still become either."""
-    verdicts = json.dumps({j.id: j.verdict for j in judgements if j.verdict != "not judged"}, indent=1) + "\n"
+    verdicts = {j.id: j.verdict for j in judgements if j.verdict != "not judged"}
 
     def write(path: str) -> None:
         with open(path, "w") as file:
-            file.write(verdicts)
+            file.write(json.dumps(verdicts, indent=1) + "\n")
 
     write_atomically(RECORD, write)
 
@@ -74,3 +169,10 @@ def check(claim: str, store: Store | None = None) -> Judgement:
     if store is None and expected is not None and judgement.verdict != expected:
         raise AssertionError(f"claim {claim} is on record as {expected}, but the stored results say:\n{judgement}")
     return judgement
+
+
+def figure(name: str, store: Store | None = None, scale: str = "paper") -> Figure:
+    """Draw one of FIGURES; raises UserError for another name."""
+    choose("name", name, FIGURES)
+    use_style()
+    return FIGURES[name].draw(store or Store(), FIGURES[name].of, scale)

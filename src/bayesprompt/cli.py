@@ -14,23 +14,13 @@ import xarray as xr
 from tqdm import tqdm
 
 import bayesprompt
-from bayesprompt import catalog as claims_
+from bayesprompt import catalog
+from bayesprompt.catalog import CHOICES, FIGURES, cell_named, cells
 from bayesprompt.checks import UserError
 from bayesprompt.devices import keep_compiled
-from bayesprompt.figures import PAPER_FIGURES, paper_figure
-from bayesprompt.lab.cells import (
-    ALL,
-    Cell,
-    cell_config,
-    cells,
-    load_cell,
-    merge_cells,
-    needs_network,
-    network_cell,
-    repetitions_of,
-)
-from bayesprompt.prompting.compute import run_cell
-from bayesprompt.prompting.experiments import SCALES, SWEEPS, SWEPT
+from bayesprompt.lab.cells import load_cell, merge_cells
+from bayesprompt.lab.experiment import SCALES, Cell
+from bayesprompt.lab.run import run_cell
 from bayesprompt.store import RefusedFileError, Store, device, make_folder, read_dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -41,7 +31,6 @@ ArchitectureOption = Annotated[
 ]
 MethodOption = Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")]
 SeedOption = Annotated[int, typer.Option("--seed", help="another seed is another set of cells")]
-CHOICES = [*(name for name, experiment in ALL.items() if experiment.figures != SWEPT), *SWEEPS]
 ExperimentArgument = Annotated[str | None, typer.Argument(help="an experiment or a sweep: " + ", ".join(CHOICES))]
 
 
@@ -60,15 +49,14 @@ def run(
     store, wanted = Store(), cells(experiment, architecture, method, scale, seed)
     make_folder(store.folder)
     keep_compiled(store.folder / "compiled")
-    bases = [network_cell(c) for c in wanted if needs_network(c)]
-    todo = list(dict.fromkeys([*bases, *wanted]))
+    todo = list(dict.fromkeys([*(c.base for c in wanted if c.base is not None), *wanted]))
     # One bar for all cells, in optimisation steps of all repetitions: its estimate is of the whole run.
-    steps = {c: cell_config(c).get("fit", {}).get("steps", 0) * (repetitions_of(c)) for c in todo}
+    steps = {c: c.config().get("fit", {}).get("steps", 0) * c.repetitions for c in todo}
     with tqdm(total=sum(steps.values()), unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
         for number, cell in enumerate(todo, 1):
             bar.set_description(f"{cell.name} ({number}/{len(todo)})")
             start = bar.n
-            dataset = run_cell(cell, store, _advance(bar, start, repetitions_of(cell)))
+            dataset = run_cell(cell, store, _advance(bar, start, cell.repetitions))
             bar.update(start + steps[cell] - bar.n)
             bar.write(f"{cell.name}: {_result(dataset)}, {dataset.attrs['seconds']:.0f} s", file=sys.stdout)
 
@@ -117,13 +105,13 @@ def claims(
     record: Annotated[bool, typer.Option("--record", help="keep these verdicts as the ones the book explains")] = False,
 ) -> None:
     """Judge the papers' claims on the stored results; exit code 1 if one fails."""
-    judgements = claims_.evaluate_all()
+    judgements = catalog.evaluate_all()
     if as_json:
         typer.echo(json.dumps([j.to_dict() for j in judgements], indent=1))
     else:
         typer.echo("\n\n".join(map(str, judgements)))
     if record:
-        claims_.record(judgements)
+        catalog.record(judgements)
     if any(j.verdict == "fails" for j in judgements):
         raise typer.Exit(1)
 
@@ -132,8 +120,8 @@ def claims(
 def figures(out: Annotated[Path, typer.Option("--out", help="folder to write to")] = Path("figures")) -> None:
     """Write every paper figure from the stored results, as PNG and PDF."""
     make_folder(out)
-    for name in PAPER_FIGURES:
-        figure = paper_figure(name, Store())
+    for name in FIGURES:
+        figure = catalog.figure(name, Store())
         for suffix in ("png", "pdf"):
             figure.savefig(out / f"{name}.{suffix}", dpi=200, bbox_inches="tight")
             typer.echo(out / f"{name}.{suffix}")
@@ -144,7 +132,7 @@ def merge(folder: Annotated[Path, typer.Argument(help="results of another machin
     """Take finished cells from another folder, after checking them; exit code 2 if one is refused."""
     if not folder.is_dir():
         raise UserError(f"DIR = {folder}: must be a folder with results files")
-    outcomes = merge_cells(folder, Store())
+    outcomes = merge_cells(folder, Store(), cell_named)
     for name, outcome in outcomes:
         typer.echo(f"{name:48s} {outcome}")
     if any(outcome.startswith("refused") for _, outcome in outcomes):
@@ -163,10 +151,11 @@ def doctor() -> None:
         for path in files:
             try:
                 read_dataset(path)
-                cell = Cell(*path.stem.split(".")[:4], seed=int(path.stem.split(".")[4]))
+                if (cell := cell_named(path.name.removesuffix(".nc"))) is None:
+                    raise RefusedFileError(f"{path} = not the name of a cell: not used; it is kept")
                 if load_cell(cell, store) is None:
                     raise RefusedFileError(f"{path} = of another configuration or base network: not used; it is kept")
-            except (ValueError, IndexError, TypeError, KeyError) as error:
+            except UserError as error:
                 wrong += 1
                 typer.echo(f"  {error}")
         for path in sorted(folder.glob("*.partial")) if folder.is_dir() else []:
@@ -175,7 +164,7 @@ def doctor() -> None:
         make_folder(store.folder)
         free = shutil.disk_usage(store.folder).free / 2**30
         typer.echo(f"your results go to {store.folder} ({free:.1f} GiB free)")
-    except ValueError as error:
+    except UserError as error:
         wrong += 1
         typer.echo(str(error))
     if wrong:

@@ -2,13 +2,14 @@
 
 import html
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import xarray as xr
 
-from bayesprompt.lab.cells import Cell, load_cell
+from bayesprompt.lab.cells import load_cell
+from bayesprompt.lab.experiment import Cell, Experiment
 from bayesprompt.store import Store
 
 _RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
@@ -110,13 +111,13 @@ class Judgement:
 class Results:
     """Paper-scale results as a claim reads them; remembers which cells were used and which are missing."""
 
-    def __init__(self, store: Store) -> None:
-        """Read from `store`."""
-        self.store, self.used, self.missing = store, {}, {}
+    def __init__(self, store: Store, experiments: Mapping[str, Experiment]) -> None:
+        """Read cells of these experiments, by their names, from `store`."""
+        self.store, self.experiments, self.used, self.missing = store, experiments, {}, {}
 
     def cell(self, experiment: str, architecture: str, method: str) -> xr.Dataset | None:
         """Return a paper-scale cell of seed 0, or None."""
-        cell = Cell(experiment, architecture, method, "paper", 0)
+        cell = Cell(self.experiments[experiment], architecture, method)
         dataset = load_cell(cell, self.store)
         (self.missing if dataset is None else self.used)[cell.name] = dataset
         return dataset
@@ -140,3 +141,14 @@ def minus(a: float | None, b: float | None) -> float | None:
 
 # A claim: what it says, the scale it is judged at ("paper" or "exact"), and its comparisons.
 Claim = tuple[str, str, Callable[[Results], Iterator[Part]]]
+
+
+def evaluate(name: str, claim: Claim, results: Results) -> Judgement:
+    """Judge one claim on stored results."""
+    statement, scale, judge = claim
+    parts = tuple(judge(results))
+    origin = {
+        field: ", ".join(sorted({cell.attrs[field] for cell in results.used.values()})) or None
+        for field in ("device", "date", "commit")
+    }
+    return Judgement(name, statement, parts, scale, **origin, missing=tuple(results.missing))

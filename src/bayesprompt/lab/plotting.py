@@ -6,7 +6,8 @@ the same on a light page and on a dark one.
 
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,15 +18,14 @@ from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from bayesprompt.lab.cells import Cell, load_cell, methods_of
+from bayesprompt.lab.experiment import SCALES
 from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.measures.regret import quantiles
-from bayesprompt.prompting.experiments import BAYES_METHODS, SCALES
-from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
 Datasets = Mapping[str, xr.Dataset | None]
 
+BAYES_METHODS = ("TargetBayes", "PreBayes", "PreBayesPT")  # exact predictors: drawn as lines
 FAINT = "#6b6b6b"
 # Nine hues that stay apart for colour-blind eyes (after Paul Tol's "muted" scheme); the baselines are greys.
 METHOD_COLORS = {
@@ -64,20 +64,6 @@ def use_style() -> None:
     )
 
 
-def stored(store: Store, architecture: str, experiment: str = "single-coin", scale: str = "paper") -> Datasets:
-    """Return every method's stored dataset for one network, and the exact predictors'; None where a cell is missing.
-
-    Where a cell is not there at `scale`, the quick one stands in, and is drawn as such.
-    """
-    methods = [(a, m) for a in ("bayes", architecture) for m in methods_of(experiment, a)]
-    scales = dict.fromkeys((scale, "quick"))
-    return {m: _first(load_cell(Cell(experiment, a, m, s), store) for s in scales) for a, m in methods}
-
-
-def _first(found: Iterable[xr.Dataset | None]) -> xr.Dataset | None:
-    return next((dataset for dataset in found if dataset is not None), None)
-
-
 def _scale(dataset: xr.Dataset) -> str:
     return json.loads(dataset.attrs["config"])["scale"]
 
@@ -85,7 +71,7 @@ def _scale(dataset: xr.Dataset) -> str:
 def stand_ins(datasets: Datasets) -> dict[str, str]:
     """Return the scale of each method whose results are of a lower scale than others of the group."""
     scales = {m: _scale(d) for m, d in datasets.items() if d is not None}
-    top = max(scales.values(), key=list(SCALES).index, default=None)
+    top = max(scales.values(), key=SCALES.index, default=None)
     return {m: scale for m, scale in scales.items() if scale != top}
 
 
@@ -101,7 +87,7 @@ def provenance_line(datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
 
     dates = sorted(a["date"] for a in attrs)
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
-    scales = together(sorted((json.loads(a["config"])["scale"] for a in attrs), key=list(SCALES).index, reverse=True))
+    scales = together(sorted((json.loads(a["config"])["scale"] for a in attrs), key=SCALES.index, reverse=True))
     commits = together(a["commit"][:7] + ("+" if a["commit"].endswith("+changes") else "") for a in attrs)
     return f"{scales} scale, {together(a['device'] for a in attrs)}, {days}, commit {commits}"
 
@@ -252,3 +238,19 @@ def posteriors(fits: Mapping[str, BetaFit], ax: Axes | None = None, bias: float 
     ax.set_yticks(np.arange(len(fits)) + 0.4, [*reversed(fits)], fontsize=8.5)
     ax.set(xlim=(0, 1), ylim=(-0.1, max(len(fits), 1)), xlabel="bias")
     return ax
+
+
+def say_missing(ax: Axes) -> None:
+    """Write on an empty panel that it was not computed."""
+    ax.text(0.5, 0.5, "not computed", transform=ax.transAxes, ha="center", va="center", color=FAINT)
+    ax.set(xticks=[], yticks=[])
+
+
+class PaperFigure(NamedTuple):
+    """A figure of the papers: how it is drawn, where it is explained, and the claims that it supports."""
+
+    shows: str
+    chapter: str
+    claims: tuple[str, ...]
+    draw: Callable[..., Figure]
+    of: Any  # the second argument of `draw`

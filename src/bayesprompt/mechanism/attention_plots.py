@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from bayesprompt.checks import UserError
-from bayesprompt.lab.plotting import FAINT, add_provenance
+from bayesprompt.lab.plotting import FAINT, add_provenance, say_missing
 from bayesprompt.measures.attention import Reading, attention, relative_content_attention
-from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.digits_compute import Model, Tuned, held_out_inputs, load_models
+from bayesprompt.mechanism.digits import DigitExperiment, Tuned, held_out_inputs, load_models
 from bayesprompt.models.gpt import GPT, decode, inspect
-from bayesprompt.models.prefixes import NO_PREFIX
+from bayesprompt.models.predictor import Params
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.prompting.states import principal_components, project
 from bayesprompt.sources.digits import PRETRAINING_TASKS, SIZE, TASKS, answer, with_answer
 from bayesprompt.store import Store
@@ -32,6 +32,7 @@ EXAMPLE = np.array([2, 5, 3, 5, 0, 3, 7, 6, 4, 1])
 POINTS = 100
 
 Tokens = Int[Array | np.ndarray, " N"]
+Model = tuple[Params, Prefix]
 
 
 def one_head(reading: Reading, sequence: int = 0, head: int = 0) -> Reading:
@@ -125,7 +126,10 @@ def block_outputs(sizes: GPT, model: Model, inputs: Int[Array | np.ndarray, "B 1
 
 
 def completed_tasks(
-    sizes: GPT, model: Model, inputs: Int[Array | np.ndarray, "B 10"], tasks: Sequence[str] = PRETRAINING_TASKS
+    sizes: GPT,
+    model: Model,
+    inputs: Int[Array | np.ndarray, "B 10"],
+    tasks: Sequence[str] = PRETRAINING_TASKS,
 ) -> Int[np.ndarray, " B"]:
     """Return which of these tasks each greedy answer solves, as an index; -1 for none; the first of several."""
     said = np.asarray(decode(sizes, model[0], inputs, model[1]))
@@ -167,26 +171,26 @@ def clusters(
     return axes
 
 
-def sorter_maps(store: Store, of: str, scale: str = "paper") -> Figure:
+def sorter_maps(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
     """Draw the attention of the pretrained, the fully tuned and the prefix-tuned sorter on one input (Figure 1).
 
     The fully tuned one reads its own task's answer, the other two the same text.
     """
-    cells = {"pretrained": (f"{of}-pretraining", "Pretrained"), "fully tuned": (of, "FullWT")}
+    cells = {"pretrained": (of.base, "Pretrained"), "fully tuned": (of, "FullWT")}
     cells["prefix-tuned"] = (of, "PrefixTuning")
     panels, datasets = {}, []
     for title, (experiment, method) in cells.items():
         tuned = load_models(experiment, method, store, scale)
-        task = DIGIT_EXPERIMENTS[of].tasks[0] if method == "FullWT" else DIGIT_EXPERIMENTS[f"{of}-pretraining"].tasks[0]
+        task = (of if method == "FullWT" else of.base).tasks[0]
         panels[title] = tuned and _read(tuned, with_answer(EXAMPLE, task))
         datasets.append(tuned and tuned.dataset)
     return add_provenance(attention_maps([panels], height=4.2), datasets)
 
 
-def skill_maps(store: Store, of: str, scale: str = "paper") -> Figure:
+def skill_maps(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
     """Draw the attention of every head of a network with several skills, on each skill's answer (Figure 2)."""
-    tuned, heads = load_models(of, "Pretrained", store, scale), range(DIGIT_EXPERIMENTS[of].sizes.num_heads)
-    tasks, rows = DIGIT_EXPERIMENTS[of].tasks, []
+    tuned, heads = load_models(of, "Pretrained", store, scale), range(of.largest.num_heads)
+    tasks, rows = of.tasks, []
     for number, task in enumerate(tasks):
         names = [f"head {head + 1}" if number == 0 else "" for head in heads]
         text = with_answer(EXAMPLE, task)
@@ -194,7 +198,7 @@ def skill_maps(store: Store, of: str, scale: str = "paper") -> Figure:
     return add_provenance(attention_maps(rows, tasks, first_row=SIZE - 1, height=2.4), [tuned and tuned.dataset])
 
 
-def prefix_clusters(store: Store, of: str, scale: str = "paper") -> Figure:
+def prefix_clusters(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
     """Draw attention block outputs at the last input row, without a prefix and under each one's (Figure 3)."""
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6))
     tuned = load_models(of, "PrefixTuning", store, scale)
@@ -203,17 +207,11 @@ def prefix_clusters(store: Store, of: str, scale: str = "paper") -> Figure:
             say_missing(ax)
         return add_provenance(figure, [None])
     inputs, base = held_out_inputs(tuned.cell)[:POINTS], (tuned.models[0][0], NO_PREFIX)
-    tasks = DIGIT_EXPERIMENTS[of].tasks
+    tasks = of.tasks
     after = {t: block_outputs(tuned.sizes, model, inputs) for t, model in zip(tasks, tuned.models, strict=True)}
     completed = completed_tasks(tuned.sizes, base, inputs, tasks)
     clusters(axes, block_outputs(tuned.sizes, base, inputs), completed, after)
     return add_provenance(figure, [tuned.dataset])
-
-
-def say_missing(ax: Axes) -> None:
-    """Write on an empty panel that it was not computed."""
-    ax.text(0.5, 0.5, "not computed", transform=ax.transAxes, ha="center", va="center", color=FAINT)
-    ax.set(xticks=[], yticks=[])
 
 
 def _read(tuned: Tuned, tokens: Tokens, head: int = 0) -> tuple[Reading, Tokens]:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from bayesprompt.lab.cells import Cell, evaluation_data, load_cell, load_network
+from bayesprompt.lab.cells import load_network
+from bayesprompt.lab.experiment import Cell
 from bayesprompt.lab.judging import Claim, Part, Results
 from bayesprompt.measures.attention import (
     Reading,
@@ -24,20 +25,20 @@ from bayesprompt.measures.subspaces import (
     first_rows,
     total_variation,
 )
-from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, sizes_at
-from bayesprompt.mechanism.digits_compute import held_out_inputs, load_tuned
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, held_out_inputs, load_tuned
 from bayesprompt.models.gpt import inspect
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.prompting.compute import evaluation_data
+from bayesprompt.prompting.experiments import SINGLE_COIN
 from bayesprompt.sources.digits import SIZE, with_answer
 
 RELATIVE = 1e-5  # float32, relative to the largest entry of the reference
-_SCALE = "paper"
 
 
 def _coin_transformer(results: Results):
     """The tuned soft prefixes of the single coin (R, L, D), their network, and 16 sequences of 50 flips; or None."""
-    cell = Cell("single-coin", "transformer", "SoftPT")
-    dataset = results.cell(*cell[:3])
+    cell = Cell(SINGLE_COIN, "transformer", "SoftPT")
+    dataset = results.cell("single-coin", *cell[1:3])
     found = load_network(cell, results.store) if dataset is not None else None
     return None if found is None else (dataset.prefix.values, *found, evaluation_data(cell)[0][:16, :50])
 
@@ -46,7 +47,7 @@ def _worst(found, reference) -> float:
     return float(np.abs(found - reference).max() / np.abs(reference).max())
 
 
-# The experiments of Tables 1 to 3 whose prefixes must obey Eq. 6 and 7; that of Table 3 where it is stored.
+# The experiments of Tables 1 to 3 whose prefixes must obey Eq. 6 and 7.
 _PREFIXED = ("sorting", "eliciting-skills", "longer-prefixes")
 
 
@@ -69,19 +70,18 @@ def _digit_readings(results: Results, experiment: str) -> Iterator[Reading] | No
 
 def _digit_models(results: Results, experiment: str, method: str = "PrefixTuning"):
     """Sizes; for each task (params, prefix), and 1000 held-out inputs with answers; None where something is missing."""
-    cell = Cell(experiment, "gpt", method, _SCALE)
-    if results.cell(*cell[:3]) is None or (models := load_tuned(cell, results.store)) is None:
+    cell = Cell(DIGIT_EXPERIMENTS[experiment], "gpt", method)
+    if results.cell(experiment, "gpt", method) is None or (tuned := load_tuned(cell, results.store)) is None:
         return None
     inputs = held_out_inputs(cell)[:1000]
-    tokens = [with_answer(inputs, task) for task in DIGIT_EXPERIMENTS[experiment].tasks]
-    return sizes_at(DIGIT_EXPERIMENTS[experiment], _SCALE), models, tokens
+    tokens = [with_answer(inputs, task) for task in cell.experiment.tasks]
+    return tuned.sizes, tuned.models, tokens
 
 
 def _every_reading(results: Results) -> Iterator[tuple[str, Iterator[Reading] | None]]:
     yield "coin Transformer", _coin_readings(results)
     for experiment in _PREFIXED:
-        if experiment != "longer-prefixes" or load_cell(Cell(experiment, "gpt", "PrefixTuning", _SCALE), results.store):
-            yield experiment, _digit_readings(results, experiment)
+        yield experiment, _digit_readings(results, experiment)
 
 
 def _arrays(readings: Iterator[Reading]) -> Iterator[Reading]:
@@ -134,7 +134,7 @@ def _p14(results: Results) -> Iterator[Part]:
 
 def _p11(results: Results) -> Iterator[Part]:
     """Over the inputs at the last input's row, the median head of the layer and prefix where it is largest."""
-    largest, pads = None, DIGIT_EXPERIMENTS["longer-prefixes"].sizes.pads
+    largest, pads = None, DIGIT_EXPERIMENTS["longer-prefixes"].largest.pads
     if (found := _digit_models(results, "longer-prefixes")) is not None:
         sizes, models, tokens = found
         largest = max(

@@ -9,8 +9,9 @@ import xarray as xr
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from bayesprompt.lab.cells import Cell, load_cell
-from bayesprompt.lab.plotting import FAINT, METHOD_COLORS, add_provenance
+from bayesprompt.lab.cells import load_cell
+from bayesprompt.lab.experiment import Cell
+from bayesprompt.lab.plotting import FAINT, METHOD_COLORS, add_provenance, say_missing
 from bayesprompt.measures.attention import (
     Reading,
     attention,
@@ -19,8 +20,10 @@ from bayesprompt.measures.attention import (
     outputs,
     relative_content_attention,
 )
-from bayesprompt.mechanism.attention_plots import one_head, say_missing
-from bayesprompt.mechanism.language.compute import COINS, beside_laplace, flips_excess, load_prefix
+from bayesprompt.mechanism.attention_plots import one_head
+from bayesprompt.mechanism.language.coin import COINS, beside_laplace, flips_excess
+from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
+from bayesprompt.mechanism.language.labels import load_prefix
 from bayesprompt.mechanism.language.one_token import reached
 from bayesprompt.mechanism.language.reading import read_layers
 from bayesprompt.mechanism.language.tasks import KINDS
@@ -48,7 +51,7 @@ def read_sentence(
 
     With `tuned` False it reads the text alone.
     """
-    cell = Cell(experiment, "llama", "PrefixTuning", scale)
+    cell = Cell(LANGUAGE_EXPERIMENTS[experiment], "llama", "PrefixTuning", scale)
     prefix = load_prefix(cell, store)
     if prefix is None or packaged_file() is None:
         return None

@@ -8,12 +8,11 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bayesprompt.lab.plotting import add_provenance
+from bayesprompt.lab.plotting import add_provenance, say_missing
 from bayesprompt.measures.attention import bias_decomposition
 from bayesprompt.measures.subspaces import participation_ratio, prefix_range, up_to
-from bayesprompt.mechanism.attention_plots import TASK_COLORS, say_missing
-from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.digits_compute import Tuned, held_out_inputs, load_models
+from bayesprompt.mechanism.attention_plots import TASK_COLORS
+from bayesprompt.mechanism.digits import DigitExperiment, Tuned, held_out_inputs, load_models
 from bayesprompt.models.gpt import inspect
 from bayesprompt.prompting.states import principal_components, project
 from bayesprompt.sources.digits import SIZE
@@ -55,13 +54,13 @@ def range_bars(ax: Axes, ranges: Float[np.ndarray, "3 S"], color: str = "#d33a00
     return ax
 
 
-def prefix_ranges(store: Store, of: str, scale: str = "paper") -> Figure:
+def prefix_ranges(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
     """Draw the range of attention on the rows of an experiment's first prefix, a panel a layer and head (Figure 7).
 
     1st to 99th percentile over held-out inputs, at the last input row; attention within the prefix sums to 1.
     """
-    experiment, tuned = DIGIT_EXPERIMENTS[of], load_models(of, "PrefixTuning", store, scale)
-    sizes = experiment.sizes if tuned is None else tuned.sizes
+    tuned = load_models(of, "PrefixTuning", store, scale)
+    sizes = of.largest if tuned is None else tuned.sizes
     shape, width = (sizes.num_layers, sizes.num_heads), 9.0
     figure, grid = plt.subplots(*shape, figsize=(width, 1.7 * shape[0]), sharex=True, sharey=True, squeeze=False)
     if tuned is None:
@@ -70,7 +69,7 @@ def prefix_ranges(store: Store, of: str, scale: str = "paper") -> Figure:
         return add_provenance(figure, [None])
     found = at_last_input(tuned, 0)[1]
     for (layer, head), ax in np.ndenumerate(grid):
-        range_bars(ax, found[layer].ranges[:, head], TASK_COLORS[experiment.tasks[0]])
+        range_bars(ax, found[layer].ranges[:, head], TASK_COLORS[of.tasks[0]])
         ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8.5, pad=3)
     for ax in grid[-1]:
         ax.set_xlabel("prefix row")

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from bayesprompt.lab.cells import Cell, load_network
+from bayesprompt.lab.cells import load_network
+from bayesprompt.lab.experiment import Cell
 from bayesprompt.lab.judging import Claim, Part, Results, minus
 from bayesprompt.measures.regret import exact_regret, exact_stderr
-from bayesprompt.prompting.experiments import EXPERIMENTS, RANDOM_COINS
+from bayesprompt.prompting.experiments import EXPERIMENTS, PRETRAINING, RANDOM_COINS
 from bayesprompt.prompting.states import ordering
 from bayesprompt.sources.coins import CoinMixture
 from bayesprompt.tuning.tuners import PREFIX_METHODS, WEIGHT_METHODS
@@ -140,8 +141,9 @@ def _g14(results: Results) -> Iterator[Part]:
 
 def _g15(results: Results) -> Iterator[Part]:
     for network in NETWORKS:
-        cell = Cell("pretraining", network, "Pretrained")
-        found = load_network(cell, results.store) if results.cell(*cell[:3]) is not None else None
+        cell = Cell(PRETRAINING, network, "Pretrained")
+        there = results.cell("pretraining", network, "Pretrained") is not None
+        found = load_network(cell, results.store) if there else None
         order = ordering(*found, jax.random.key(0)) if found else None
         for quantity in ("step", "heads"):
             correlation = None if order is None else abs(getattr(order, f"{quantity}_correlation"))

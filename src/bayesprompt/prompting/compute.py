@@ -1,175 +1,185 @@
-"""Computing a cell: train or tune the network it names, evaluate every repetition, and store the result."""
+"""Computing a cell of the coin experiments: train or tune a network, or take an exact predictor, and evaluate it."""
 
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from bayesprompt.devices import part_size
-from bayesprompt.lab.cells import (
-    Cell,
-    architecture_of,
-    cell_config,
-    evaluation_data,
-    load_cell,
-    load_network,
-    makes_network,
-    needs_network,
-    network_cell,
-    repetitions_of,
-    search_data,
-    stream,
-    tuning_source,
-)
+from bayesprompt.lab.experiment import Cell, Result, Run
 from bayesprompt.measures.regret import cumulative_regret, excess_log_loss, log_loss
-from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.digits_compute import compute_digits
-from bayesprompt.mechanism.language.compute import compute_language
-from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
-from bayesprompt.models.predictor import Params, Predictor, make_predictor
-from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
-from bayesprompt.prompting.experiments import EXPERIMENTS, RANDOM_COINS, SCALES
-from bayesprompt.store import Store, tree_hash
-from bayesprompt.tuning.fitting import fit
-from bayesprompt.tuning.tuners import PREFIX_METHODS, hard_search, make_tuner
+from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, all_hard_prefixes, hard_prefix, prompt_compositions
+from bayesprompt.sources.coins import Exchangeable, Source
+from bayesprompt.tuning.fitting import FitConfig, fit
+from bayesprompt.tuning.tuners import hard_search, make_tuner
 
 # Predictions are tabulated by step and heads up to this step: the posterior a network seems to hold (see `tabulate`).
 TABULATED_STEPS = 50
 
 
-def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | None = None) -> xr.Dataset:
-    """Return a cell's results: from disk if they are there, else computed (after its base network) and stored.
+@dataclass(frozen=True)
+class Scale:
+    """How much is computed: `smoke` in seconds (tests), `quick` in about a laptop minute a cell, `paper` as printed."""
 
-    A run killed at any moment continues from its last checkpoint; a second process waits for the first.
-    """
-    if needs_network(cell):
-        run_cell(network_cell(cell), store)
-    with store.lock(cell.name):
-        found = load_cell(cell, store)
-        if found is not None and (not makes_network(cell) or load_network(cell, store)):
-            return found
-        began = time.monotonic()
-        if cell.experiment in DIGIT_EXPERIMENTS:
-            base = None if makes_network(cell) else load_network(cell, store)
-            config = cell_config(cell, base and tree_hash(base[1]))
-            dataset, arrays = compute_digits(cell, store, progress)
-            if arrays is not None:
-                store.save_arrays(cell.name, arrays)
-        elif cell.experiment in LANGUAGE_EXPERIMENTS:
-            config = cell_config(cell)
-            dataset = compute_language(cell, store, progress)
-        elif makes_network(cell):
-            config = cell_config(cell)
-            dataset, params = _network(cell, store, progress)
-            store.save_arrays(cell.name, params)
-        elif cell.architecture == "bayes":
-            config = cell_config(cell)
-            dataset = _bayes(cell)
-        else:
-            predictor, params = load_network(cell, store)
-            config = cell_config(cell, tree_hash(params))
-            dataset = _tuned(cell, store, config, predictor, params, progress)
-        dataset = store.save(cell.name, dataset, config, time.monotonic() - began)
-        store.drop_checkpoints(cell.name, config)
-        return dataset
+    pretraining: FitConfig
+    tuning: FitConfig
+    repetitions: int
+    sequences: int
+    length: int
+    width: int = 128
 
 
-def _network(cell: Cell, store: Store, progress: Callable | None) -> tuple[xr.Dataset, Params]:
-    """Train a network on random coins (or leave it as drawn), and compare it with Laplace's rule (Eq. 6)."""
-    scale, config, predictor = SCALES[cell.scale], cell_config(cell), make_predictor(architecture_of(cell))
-    params, loss = jax.jit(predictor.init)(stream(cell, "init")), np.zeros((1, 0), np.float32)
+SCALES = {
+    "smoke": Scale(FitConfig(20, 16, 20, 1e-2), FitConfig(20, 16, 10, 5e-3), 2, 32, 20, width=16),
+    "quick": Scale(FitConfig(500, 128, 100, 1e-3), FitConfig(300, 64, 50, 5e-3), 3, 512, 200),
+    "paper": Scale(FitConfig(1000, 256, 100, 1e-3), FitConfig(1000, 256, 50, 5e-3), 10, 2048, 200),
+}
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "key_data"], meta_fields=["size"])
+@dataclass(frozen=True)
+class Sample:
+    """`size` sequences of a source, drawn once with a key: each batch is drawn from these, with replacement."""
+
+    source: Source
+    key_data: UInt32[np.ndarray | Array, "2"]
+    size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the alphabet."""
+        return self.source.num_tokens
+
+    def sample(
+        self, key: PRNGKeyArray, batch: int, length: int
+    ) -> tuple[Int[Array, "{batch} {length}"], Float[Array, "{batch} K"] | None]:
+        """Draw `batch` of the kept sequences, and the latent of each."""
+        kept = self.source.sample(jax.random.wrap_key_data(self.key_data), self.size, length)
+        chosen = jax.random.randint(key, (batch,), 0, self.size)
+        return jax.tree.map(lambda x: x[chosen], kept)
+
+
+def evaluation_data(cell: Cell) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the evaluation sequences (B, N) and their latents: the same for every method and repetition."""
+    length = cell.config()["length"]
+    return jax.device_get(cell.experiment.target.sample(cell.key("evaluate"), SCALES[cell.scale].sequences, length))
+
+
+def tuning_source(cell: Cell) -> Source | Sample:
+    """Return what the cell is tuned on: its target, or K sequences of it that were drawn once (Eq. 7)."""
+    target, size = cell.experiment.target, cell.experiment.tuning_sequences
+    return target if size is None else Sample(target, np.asarray(jax.random.key_data(cell.key("sample"))), size)
+
+
+def search_data(cell: Cell) -> jax.Array:
+    """Return the fresh target sequences on which hard prefixes are scored."""
+    scale = SCALES[cell.scale]
+    return cell.experiment.target.sample(cell.key("search"), scale.sequences, scale.tuning.length)[0]
+
+
+def compute(experiment: Any, run: Run) -> Result:
+    """Compute a cell of a `CoinExperiment`."""
+    if experiment.base is None:
+        return _network(experiment, run)
+    if run.cell.architecture == "bayes":
+        return Result(_bayes(experiment, run.cell))
+    return _tuned(experiment, run)
+
+
+def _network(experiment: Any, run: Run) -> Result:
+    """Train a network on the pretraining source (or leave it as drawn), and compare it with the Bayes one (Eq. 6)."""
+    cell, source, predictor = run.cell, experiment.target, run.cell.predictor
+    params, loss = jax.jit(predictor.init)(cell.key("init")), np.zeros((1, 0), np.float32)
     if cell.method == "Pretrained":
-        full, checkpoint = make_tuner("FullWT", predictor.architecture), store.checkpoint(cell.name, config)
-        key = stream(cell, "pretrain")
-        phi, loss = fit(predictor, full, params, RANDOM_COINS, scale.pretraining, key, 1, checkpoint, progress)
+        full, config = make_tuner("FullWT", predictor.architecture), SCALES[cell.scale].pretraining
+        key = cell.key("pretrain")
+        phi, loss = fit(predictor, full, params, source, config, key, 1, run.checkpoint(), run.progress)
         params = jax.tree.map(lambda x: x[0], phi)
     tokens, latent = evaluation_data(cell)
-    log_probs = predict_all(predictor, params, NO_PREFIX, tokens)
-    bayes = RANDOM_COINS.bayes_log_probs(tokens)
+    log_probs, bayes = predict_all(predictor, params, NO_PREFIX, tokens), source.bayes_log_probs(tokens)
     excess = excess_log_loss(log_probs, tokens, bayes)
-    regret = cumulative_regret(log_probs, tokens, RANDOM_COINS.oracle_log_probs(tokens, latent))
-    dataset = xr.Dataset(
-        {
-            "training_loss": ("step", loss[0]),
-            "regret": (("repetition", "n"), regret.mean[None]),
-            "regret_stderr": (("repetition", "n"), regret.stderr[None]),
-            "excess": ("n", excess.mean),
-            "excess_stderr": ("n", excess.stderr),
-            "kl": ("n", (np.exp(bayes) * (bayes - log_probs)).sum(-1).mean(0)),
-            "prediction": (("repetition", "seen", "heads"), tabulate(log_probs, tokens)[None]),
-        },
-        attrs={"network": tree_hash(params)},
+    dataset = _evaluated([log_probs], tokens, source.oracle_log_probs(tokens, latent)).assign(
+        training_loss=("step", loss[0]),
+        excess=("n", excess.mean),
+        excess_stderr=("n", excess.stderr),
+        kl=("n", (np.exp(bayes) * (bayes - log_probs)).sum(-1).mean(0)),
     )
-    return _label(dataset), params
+    return Result(_label(dataset), params)
 
 
-def _bayes(cell: Cell) -> xr.Dataset:
-    """Evaluate an exact predictor: of the target, of random coins, or of random coins after the best hard prompt."""
-    experiment, (tokens, latent) = EXPERIMENTS[cell.experiment], evaluation_data(cell)
-    target, extra = experiment.target, {}
+def _bayes(experiment: Any, cell: Cell) -> xr.Dataset:
+    """Evaluate an exact predictor: the target's, or that of pretraining, alone or after its best hard prompt."""
+    target, source, extra = experiment.target, experiment.pretraining, {}
+    tokens, latent = evaluation_data(cell)
     if cell.method == "TargetBayes":
         log_probs = target.bayes_log_probs(tokens)
+    elif cell.method == "PreBayes":
+        log_probs = source.bayes_log_probs(tokens)
     else:
-        prompt = np.zeros(2)
-        if cell.method == "PreBayesPT":
-            # Order does not matter to an exchangeable predictor: the K**L prompts are one per composition of counts.
-            data = np.asarray(search_data(cell))
-            compositions = prompt_compositions(experiment.prefix_length, 2)
-            losses = [log_loss(_conditioned(p, data), data).sum(1).mean() for p in compositions]
-            prompt = compositions[int(np.argmin(losses))]
-            extra = {"prompt_counts": ("token", prompt), "search_loss": ("candidate", np.array(losses))}
-        log_probs = _conditioned(prompt, tokens)
+        data, prompts = np.asarray(search_data(cell)), _prompts(source, experiment.prefix_length)
+        losses = np.array([log_loss(_after(source, p, data), data).sum(1).mean() for p in prompts])
+        best = prompts[int(np.argmin(losses))]
+        extra["prompt_counts"] = ("token", np.bincount(best, minlength=source.num_tokens))
+        extra["search_loss"] = ("candidate", losses)
+        log_probs = _after(source, best, tokens)
     return _label(_evaluated([log_probs], tokens, target.oracle_log_probs(tokens, latent)).assign(extra))
 
 
-def _conditioned(prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return the random-coins Bayes predictor's log-probabilities after a prompt with these counts."""
-    onehot = np.eye(2)[tokens]
-    return RANDOM_COINS.predictive_log_probs(np.cumsum(onehot, axis=1) - onehot + prompt)
+def _prompts(source: Source, length: int) -> Int[np.ndarray, "prompts L"]:
+    """Return all prompts that the source's predictor can tell apart: one for each composition, if order is nothing."""
+    if not isinstance(source, Exchangeable):
+        return all_hard_prefixes(length, source.num_tokens)
+    compositions = prompt_compositions(length, source.num_tokens)
+    return np.stack([np.repeat(np.arange(source.num_tokens), counts) for counts in compositions])
 
 
-def _tuned(
-    cell: Cell, store: Store, config: dict, predictor: Predictor, base: Params, progress: Callable | None
-) -> xr.Dataset:
+def _after(source: Source, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return the source's Bayes log-probabilities (B, N, K) of tokens that follow a prompt (L,)."""
+    whole = np.concatenate([np.tile(prompt, (len(tokens), 1)), tokens], axis=1)
+    return source.bayes_log_probs(whole)[:, len(prompt) :]
+
+
+def _tuned(experiment: Any, run: Run) -> Result:
     """Tune the base network to the target with one method, and evaluate every repetition."""
-    experiment, scale, extra = EXPERIMENTS[cell.experiment], SCALES[cell.scale], {}
-    key, repetitions = stream(cell, "tune"), repetitions_of(cell)
+    cell, (predictor, base), extra, phi = run.cell, run.network, {}, None
+    key = cell.key("tune")
     if cell.method == "NoTuning":
         models = [(base, NO_PREFIX)]
     elif cell.method == "HardPT":
         search = hard_search(predictor, base, experiment.prefix_length, search_data(cell))
-        models = [(base, hard_prefix(search.prefix))]
+        models = [(base, hard_prefix(search.prefix, predictor.architecture.num_tokens))]
         extra["search_loss"] = ("candidate", search.loss)
     else:
         # RandomPF reads what RealPT starts from: RealPT after no step.
         method = "RealPT" if cell.method == "RandomPF" else cell.method
         tuner = make_tuner(method, predictor.architecture, experiment.prefix_length)
         if cell.method == "RandomPF":
-            keys = [jax.random.fold_in(jax.random.fold_in(key, r), 0) for r in range(repetitions)]
+            keys = [jax.random.fold_in(jax.random.fold_in(key, r), 0) for r in range(cell.repetitions)]
             models = [tuner.inject(base, tuner.init(k, base)) for k in keys]
         else:
-            checkpoint = store.checkpoint(cell.name, config)
-            source = tuning_source(cell)
-            phi, loss = fit(predictor, tuner, base, source, scale.tuning, key, repetitions, checkpoint, progress)
+            config, source = SCALES[cell.scale].tuning, tuning_source(cell)
+            given = (config, key, cell.repetitions, run.checkpoint(), run.progress)
+            phi, loss = fit(predictor, tuner, base, source, *given)
             extra["tuning_loss"] = (("repetition", "tuning_step"), loss)
-            models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(repetitions)]
-            if cell.method not in PREFIX_METHODS:
-                store.save_arrays(cell.name, phi)
-    if (prefixes := [_rows(prefix) for _, prefix in models])[0] is not None:
-        extra["prefix"] = (("repetition", "position", "feature"), np.stack(prefixes))
+            models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(cell.repetitions)]
+    if (rows := [_rows(prefix) for _, prefix in models])[0] is not None:
+        extra["prefix"], phi = (("repetition", "position", "feature"), np.stack(rows)), None
     tokens, latent = evaluation_data(cell)
     log_probs = (predict_all(predictor, params, prefix, tokens) for params, prefix in models)
-    oracle = experiment.target.oracle_log_probs(tokens, latent)
-    dataset = _evaluated(log_probs, tokens, oracle).assign(extra)
-    # What the model still knows of random coins: excess log-loss over Laplace on the base network's own sequences.
-    tokens, _ = evaluation_data(network_cell(cell))
-    laplace = RANDOM_COINS.bayes_log_probs(tokens)
-    forgotten = [excess_log_loss(predict_all(predictor, *model, tokens), tokens, laplace).mean for model in models]
-    return _label(dataset.assign(forgetting=(("repetition", "seen_random"), np.stack(forgotten))))
+    dataset = _evaluated(log_probs, tokens, experiment.target.oracle_log_probs(tokens, latent)).assign(extra)
+    # What the model still knows of pretraining: excess log-loss over the Bayes predictor, on the base network's data.
+    tokens, _ = evaluation_data(cell.base)
+    bayes = experiment.pretraining.bayes_log_probs(tokens)
+    forgotten = [excess_log_loss(predict_all(predictor, *model, tokens), tokens, bayes).mean for model in models]
+    dataset = dataset.assign(forgetting=(("repetition", "seen_random"), np.stack(forgotten)))
+    return Result(_label(dataset), phi)
 
 
 def _rows(prefix: Prefix) -> np.ndarray | None:
@@ -179,18 +189,18 @@ def _rows(prefix: Prefix) -> np.ndarray | None:
 def _evaluated(
     log_probs: Iterator[np.ndarray] | list[np.ndarray], tokens: np.ndarray, oracle: np.ndarray
 ) -> xr.Dataset:
-    """Return cumulative regret (Eq. 10) and tabulated predictions, a row for each repetition."""
+    """Return cumulative regret (Eq. 10) and, of coins, tabulated predictions, a row for each repetition."""
     regrets, tables = [], []
     for repetition in log_probs:
         regrets.append(cumulative_regret(repetition, tokens, oracle))
         tables.append(tabulate(repetition, tokens))
-    return xr.Dataset(
-        {
-            "regret": (("repetition", "n"), np.stack([r.mean for r in regrets])),
-            "regret_stderr": (("repetition", "n"), np.stack([r.stderr for r in regrets])),
-            "prediction": (("repetition", "seen", "heads"), np.stack(tables)),
-        }
-    )
+    found = {
+        "regret": (("repetition", "n"), np.stack([r.mean for r in regrets])),
+        "regret_stderr": (("repetition", "n"), np.stack([r.stderr for r in regrets])),
+    }
+    if oracle.shape[-1] == 2:  # how many heads have been seen says all only of coins
+        found["prediction"] = (("repetition", "seen", "heads"), np.stack(tables))
+    return xr.Dataset(found)
 
 
 def _label(dataset: xr.Dataset) -> xr.Dataset:

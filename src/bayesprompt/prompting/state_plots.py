@@ -17,11 +17,12 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from scipy.ndimage import binary_closing
 
-from bayesprompt.lab.cells import Cell, load_cell, load_network
-from bayesprompt.lab.plotting import FAINT, METHOD_COLORS, add_provenance
+from bayesprompt.lab.cells import load_cell, load_network
+from bayesprompt.lab.experiment import Cell
+from bayesprompt.lab.plotting import METHOD_COLORS, add_provenance, say_missing
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import Prefix
-from bayesprompt.prompting.experiments import EXPERIMENTS
+from bayesprompt.prompting.experiments import PRETRAINING, CoinExperiment
 from bayesprompt.prompting.states import STEPS, Ordering, ordering, plane, states_after, tuned_prefixes
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS
@@ -45,7 +46,7 @@ Networks = Mapping[str, Network | None]
 
 def load_ordered(store: Store, architecture: str, scale: str = "paper", network: str = "Pretrained") -> Network | None:
     """Return a base network ("Pretrained" or "Untrained") with its states' order, as claim G15 has it, or None."""
-    cell = Cell("pretraining", architecture, network, scale)
+    cell = Cell(PRETRAINING, architecture, network, scale)
     if (found := load_network(cell, store)) is None:
         return None
     return Network(*found, ordering(*found, jax.random.key(0)), load_cell(cell, store))
@@ -56,9 +57,9 @@ def load_both(store: Store, scale: str = "paper") -> Networks:
     return {name: load_ordered(store, name, scale) for name in TITLES}
 
 
-def paths(network: Network, prefixes: list[Prefix], experiment: str) -> Float[np.ndarray, "B rows S"]:
+def paths(network: Network, prefixes: list[Prefix], experiment: CoinExperiment) -> Float[np.ndarray, "B rows S"]:
     """Return states of 20 sequences of an experiment's target, read after these prefixes in turn, prefixes included."""
-    tokens = np.asarray(EXPERIMENTS[experiment].target.sample(jax.random.key(1), SEQUENCES, STEPS)[0])
+    tokens = np.asarray(experiment.target.sample(jax.random.key(1), SEQUENCES, STEPS)[0])
     return states_after(network.predictor, network.params, prefixes, tokens, STEPS)
 
 
@@ -73,7 +74,7 @@ def state_structure(store: Store, scale: str = "paper", networks: Networks | Non
 
 def states_under_prefixes(
     store: Store,
-    experiment: str,
+    experiment: CoinExperiment,
     scale: str = "paper",
     architecture: str | None = None,
     networks: Networks | None = None,
@@ -85,7 +86,7 @@ def states_under_prefixes(
     return add_provenance(figure, _under_prefixes(figure, store, experiment, scale, networks))
 
 
-def structure_and_prefixes(store: Store, experiment: str, scale: str = "paper") -> Figure:
+def structure_and_prefixes(store: Store, experiment: CoinExperiment, scale: str = "paper") -> Figure:
     """Draw both of the above in one picture (Figure A7)."""
     figure, networks = plt.figure(figsize=(10, 13.5)), load_both(store, scale)
     above, below = figure.subfigures(2, 1, height_ratios=(7, 6.5))
@@ -100,7 +101,7 @@ def _structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Datase
         for ax, words, column in zip(axes, ("step n", "share of heads"), (1, 2), strict=True):
             ax.set_title(f"{TITLES[name]}, by {words}")
             if network is None:
-                _say_missing(ax)
+                say_missing(ax)
                 continue
             values, points = network.order.visited[column], plane(network.order, network.order.visited.states)
             known = ~np.isnan(values)  # before the first flip there is no share
@@ -113,7 +114,7 @@ def _structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Datase
 
 
 def _under_prefixes(
-    figure: Figure | SubFigure, store: Store, experiment: str, scale: str, networks: Networks
+    figure: Figure | SubFigure, store: Store, experiment: CoinExperiment, scale: str, networks: Networks
 ) -> list[xr.Dataset | None]:
     methods, datasets = ("NoTuning", *PREFIX_METHODS), []
     rows = figure.subplots(len(networks), len(methods), sharex="row", sharey="row", squeeze=False)
@@ -122,7 +123,7 @@ def _under_prefixes(
         for ax, method in zip(axes, methods, strict=True):
             ax.set_title(method)
             if network is None or prefixes[method] is None:
-                _say_missing(ax)
+                say_missing(ax)
                 continue
             background(ax, network.order)
             states, length = paths(network, prefixes[method], experiment), prefixes[method][0].length
@@ -169,8 +170,3 @@ def _name_axes(axes: np.ndarray, below: np.ndarray, order: Ordering, title: str 
     for ax in below:
         ax.set_xlabel(across)
     axes[0].set_ylabel(f"{title}\n{up}".strip())
-
-
-def _say_missing(ax: Axes) -> None:
-    ax.text(0.5, 0.5, "not computed", transform=ax.transAxes, ha="center", va="center", color=FAINT)
-    ax.set(xticks=[], yticks=[])

@@ -12,12 +12,13 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 from bayesprompt.checks import UserError
-from bayesprompt.lab.cells import Cell, load_cell
+from bayesprompt.lab.cells import load_cell
+from bayesprompt.lab.experiment import Cell
 from bayesprompt.models.lstm import LSTM, gate_weights, lstm_step
 from bayesprompt.models.predictor import Network, Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.models.transformer import attend, sinusoids
-from bayesprompt.prompting.experiments import RANDOM_COINS
+from bayesprompt.prompting.experiments import RANDOM_COINS, CoinExperiment
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS
 
@@ -225,7 +226,7 @@ def nearest(states: States, visited: Float[np.ndarray | Array, "*visited S"]) ->
 
 
 def tuned_prefixes(
-    store: Store, experiment: str, architecture: str, scale: str = "paper"
+    store: Store, experiment: CoinExperiment, architecture: str, scale: str = "paper"
 ) -> dict[str, list[Prefix] | None]:
     """Return each prefix method's prefixes, one a repetition, and the empty one; None where a cell is missing."""
     prefixes: dict[str, list[Prefix] | None] = {"NoTuning": [NO_PREFIX]}

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from bayesprompt.checks import UserError
-from bayesprompt.lab.cells import Cell, cells, load_cell
+from bayesprompt.lab.cells import load_cell
+from bayesprompt.lab.experiment import Cell, Sweep
 from bayesprompt.lab.plotting import METHOD_COLORS, METHOD_LINES
 from bayesprompt.measures.regret import quantiles
-from bayesprompt.prompting.experiments import SWEEPS
 from bayesprompt.store import Store
 
 
@@ -27,34 +27,35 @@ class SweepRegret(NamedTuple):
 
 
 def sweep_cells(
-    store: Store, sweep: str, architecture: str, method: str, scale: str = "quick"
+    store: Store, sweep: Sweep, architecture: str, method: str, scale: str = "quick"
 ) -> dict[float | int, xr.Dataset | None]:
-    """Return a sweep's stored datasets by value of its setting, None where missing; ValueError for an unknown name."""
-    if sweep not in SWEEPS:
-        raise UserError(f"sweep = {sweep}: one of {', '.join(SWEEPS)}")
-    named = {cell.experiment for cell in cells(sweep, architecture, method, scale)}  # raises for the other names
-    experiments = {value: name for value, name in SWEEPS[sweep].experiments.items() if name in named}
-    return {value: load_cell(Cell(name, architecture, method, scale), store) for value, name in experiments.items()}
+    """Return a sweep's stored datasets by value of its setting, None where missing."""
+    if method not in sweep.methods:
+        raise UserError(f"method = {method}: must be one of {', '.join(sweep.methods)}")
+    there = {value: e for value, e in sweep.experiments.items() if method in e.methods(architecture)}
+    if not there:
+        raise UserError(f"architecture = {architecture}: must be one that {method} exists on")
+    return {value: load_cell(Cell(e, architecture, method, scale), store) for value, e in there.items()}
 
 
 def sweep_regret(
-    store: Store, sweep: str, architecture: str, method: str, n: int = 50, scale: str = "quick"
+    store: Store, sweep: Sweep, architecture: str, method: str, n: int = 50, scale: str = "quick"
 ) -> SweepRegret:
-    """R(n) (Eq. 10, nats) of one method against the sweep's setting; ValueError for an unknown name."""
+    """R(n) (Eq. 10, nats) of one method against the sweep's setting."""
     found = sweep_cells(store, sweep, architecture, method, scale)
     return SweepRegret(np.array([*found], np.float64), *_quartiles(found.values(), n))
 
 
 def sweep_curves(
-    store: Store, sweep: str, architecture: str, ax: Axes | None = None, n: int = 50, scale: str = "quick"
+    store: Store, sweep: Sweep, architecture: str, ax: Axes | None = None, n: int = 50, scale: str = "quick"
 ) -> Axes:
     """Draw R(n) (nats) of a sweep's methods: medians joined, repetitions as points, quartiles as a band.
 
     Settings that are whole numbers stand on a logarithmic axis, infinity one step behind the largest; see `places`.
     """
     ax = ax if ax is not None else plt.subplots()[1]
-    words = SWEEPS[sweep].title
-    for method in SWEEPS[sweep].methods:
+    words = sweep.title
+    for method in sweep.methods:
         found = sweep_cells(store, sweep, architecture, method, scale)
         x, color = places([*found]), METHOD_COLORS[method]
         median, low, high = _quartiles(found.values(), n)
@@ -67,7 +68,7 @@ def sweep_curves(
         if missing := [_name(value) for value, dataset in found.items() if dataset is None]:
             where = f" at {', '.join(missing)}" if len(missing) < len(found) else ""
             words += "\n" + textwrap.fill(f"not computed: {method}{where}", 44)
-    values = [*SWEEPS[sweep].experiments]
+    values = [*sweep.experiments]
     if min(values) >= 1:
         ax.set_xscale("log")
         ax.minorticks_off()

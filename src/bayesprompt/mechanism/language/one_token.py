@@ -1,6 +1,5 @@
 """What one token makes the language model write: soft tokens tuned to a text, and all hard ones tried."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -8,17 +7,23 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Int
 
-from bayesprompt.lab.cells import Cell, cell_config, stream
-from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
-from bayesprompt.mechanism.language.tasks import LENGTHS, Target, Texts, targets
+from bayesprompt.lab.experiment import Cell, Run
+from bayesprompt.mechanism.language.tasks import LANGUAGE_SCALES, LENGTHS, Target, Texts, targets
 from bayesprompt.models.gguf import LanguageModel, the_model
 from bayesprompt.models.llama import generate
 from bayesprompt.models.prefixes import Prefix
-from bayesprompt.store import Store
 from bayesprompt.tuning.fitting import fit
 from bayesprompt.tuning.tuners import make_tuner
 
 _BATCH = 256  # contexts of a token or a few that are read at a time
+
+
+def compute(run: Run) -> xr.Dataset:
+    """Tune one soft token to each target, or search all hard ones."""
+    dataset = tune_soft_tokens(run) if run.cell.method == "SoftPT" else search_hard_tokens(run.cell)
+    shares = {n: found.mean() for n, found in reached_by_length(dataset).items()}
+    words = ", ".join(f"{share:.0%} of {n} tokens" for n, share in shares.items())
+    return dataset.assign_attrs(summary=f"targets reached: {words}")
 
 
 def _every_target(cell: Cell, model: LanguageModel) -> list[Target]:
@@ -41,25 +46,26 @@ def _described(found: list[Target]) -> xr.Dataset:
     )
 
 
-def commanded(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset:
+def tune_soft_tokens(run: Run) -> xr.Dataset:
     """Tune one soft token to each target from several starts; all targets of a length side by side."""
-    model, at = the_model(), LANGUAGE_SCALES[cell.scale]
-    config, experiment = cell_config(cell), LANGUAGE_EXPERIMENTS[cell.experiment]
-    tuner = make_tuner("SoftPT", model.sizes, experiment.rows)
+    cell, model, at = run.cell, the_model(), LANGUAGE_SCALES[run.cell.scale]
+    tuner, fitted = (
+        make_tuner("SoftPT", model.sizes, cell.experiment.rows),
+        cell.experiment.tuning("SoftPT", cell.scale),
+    )
     said, losses, written, prefixes = [], [], [], []
     for index, length in enumerate(at.lengths):
         found = targets(model, length, at.each)
         rows = np.repeat(np.stack([target.tokens for target in found]), at.starts, axis=0)
-        settings = replace(tuning_at(experiment, "SoftPT", cell.scale), length=length)
-        checkpoint = store.checkpoint(cell.name, config, f"{length}-tokens")
+        settings = replace(fitted, length=length)
 
         def advance(step, loss, done=index * settings.steps):
-            if progress is not None:
-                progress((done + step) / len(at.lengths), loss)
+            if run.progress is not None:
+                run.progress((done + step) / len(at.lengths), loss)
 
         phi, loss = fit(
-            model.predictor, tuner, model.params, Texts(rows[:, None]), settings, stream(cell, "tune"), len(rows),
-            checkpoint, advance, sources=True,
+            model.predictor, tuner, model.params, Texts(rows[:, None]), settings, cell.key("tune"), len(rows),
+            run.checkpoint(f"{length}-tokens"), advance, sources=True,
         )  # fmt: skip
         spoken = np.stack([command(model, Prefix(embeddings=jnp.asarray(p)), length) for p in phi])
         said.append(np.pad(spoken, ((0, 0), (0, max(LENGTHS) - length)), constant_values=-1))
@@ -83,7 +89,7 @@ def command(model: LanguageModel, prefix: Prefix, steps: int) -> Int[np.ndarray,
     return np.asarray(generate(model.sizes, model.params, np.zeros((1, 0), np.int32), steps, prefix)[0])
 
 
-def commanded_by_hard(cell: Cell) -> xr.Dataset:
+def search_hard_tokens(cell: Cell) -> xr.Dataset:
     """Find which targets some token of the vocabulary commands, and which their own first token does."""
     model = the_model()
     found = _every_target(cell, model)

@@ -74,6 +74,24 @@ class WrittenFlips:
         return jnp.concatenate([header, jnp.asarray(self.faces)[flips]], axis=1), latent
 
 
+class LanguageScale(NamedTuple):
+    """How much is computed. The papers have no such experiments: "paper" is the scale at which claims are judged."""
+
+    share: float  # of the steps
+    each: int  # targets of each kind and length
+    starts: int  # drawn starts of each soft token; the best counts
+    lengths: tuple[int, ...]  # of targets
+    sequences: int  # of flips that are evaluated
+    flips: int  # of each
+
+
+LANGUAGE_SCALES = {
+    "smoke": LanguageScale(0.01, 1, 1, (1, 2), 2, 4),
+    "quick": LanguageScale(0.25, 2, 1, (1, 2, 4), 16, 50),
+    "paper": LanguageScale(1.0, 4, 2, LENGTHS, 64, 100),
+}
+
+
 class Target(NamedTuple):
     """A text that a prompt shall command."""
 

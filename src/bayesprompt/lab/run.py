@@ -1,0 +1,57 @@
+"""Running a cell: from disk if it is there, else computed and stored, so that no two runs of it meet."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import xarray as xr
+from jax.experimental import multihost_utils
+
+from bayesprompt.lab.cells import load_cell, load_network
+from bayesprompt.lab.experiment import Cell, Run
+from bayesprompt.store import Store, tree_hash
+
+
+def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | None = None) -> xr.Dataset:
+    """Return a cell's results: from disk if they are there, else computed (after its base network) and stored.
+
+    A run killed at any moment continues from its last checkpoint; a second process waits for the first. Hosts of one
+    `jax.distributed` program, which compute a cell together, share a folder; the first of them stores the result.
+    """
+    if cell.base is not None:
+        run_cell(cell.base, store)
+    with _alone(cell, store):
+        found = load_cell(cell, store)
+        if found is not None and (not cell.makes_network or load_network(cell, store)):
+            return found
+        began = time.monotonic()
+        network = None if cell.base is None else load_network(cell, store)
+        config = cell.config(network and tree_hash(network[1]))
+        dataset, arrays = cell.experiment.compute(Run(cell, config, network, store, progress))
+        if arrays is not None:
+            dataset = dataset.assign_attrs({"network" if cell.makes_network else "arrays": tree_hash(arrays)})
+        if _first_host():
+            if arrays is not None:
+                store.save_arrays(cell.name, arrays)
+            dataset = store.save(cell.name, dataset, config, time.monotonic() - began)
+            store.drop_checkpoints(cell.name, config)
+    return dataset
+
+
+@contextlib.contextmanager
+def _alone(cell: Cell, store: Store) -> Iterator[None]:
+    """Hold the cell's lock, on the first host for all of them: they enter together, and leave after the last."""
+    with store.lock(cell.name) if _first_host() else contextlib.nullcontext():
+        _meet(f"{cell.name} begins")
+        yield
+        _meet(f"{cell.name} ends")
+
+
+def _first_host() -> bool:
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def _meet(where: str) -> None:
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(where)
