@@ -12,14 +12,14 @@ import pytest
 import safetensors.numpy
 from jax.experimental.compilation_cache import compilation_cache
 
-from bayesprompt import cli
-from bayesprompt.figures import PAPER_FIGURES
-from bayesprompt.lab.cells import Cell, cells, load_cell
+from bayesprompt import catalog, cli
+from bayesprompt.catalog import cells
+from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.judging import Part
-from bayesprompt.prompting.compute import run_cell
+from bayesprompt.lab.run import run_cell
 from bayesprompt.store import Store
 
-SMOKE = Cell("single-coin", "lstm", "SoftPT", "smoke")
+SMOKE = catalog.cell("single-coin", "lstm", "SoftPT", "smoke")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def computed(tmp_path_factory):
         (["run", "single-coin", "--method", "HopePT"], "method = HopePT", "SoftPT"),
         (["run", "single-coin", "--architecture", "mamba"], "architecture = mamba", "lstm"),
         (["run", "single-coin", "--architecture", "lstm", "--method", "LoRAWT"], "LoRAWT", "transformer"),
-        (["run", "single-coin", "--seed", "-1"], "seed = -1", "0.."),
+        (["run", "single-coin", "--seed", "-1"], "seed = -1", "from 0 to"),
         (["run"], "EXPERIMENT = None", "--all"),
         (["merge", "no/such/folder"], "DIR = no/such/folder", "folder"),
     ],
@@ -92,9 +92,9 @@ def test_run_then_list_then_run_again(command):
     assert list(lines) == [c.name for c in cells("single-coin", scale="smoke")]
     assert "commit" in lines["single-coin.bayes.TargetBayes.smoke.0"]
     assert lines["single-coin.lstm.SoftPT.smoke.0"] == "missing"
-    before = load_cell(Cell("single-coin", "bayes", "TargetBayes", "smoke"), Store()).attrs["checksum"]
+    before = load_cell(catalog.cell("single-coin", "bayes", "TargetBayes", "smoke"), Store()).attrs["checksum"]
     command("run", "single-coin", "--scale", "smoke", "--architecture", "bayes")
-    assert load_cell(Cell("single-coin", "bayes", "TargetBayes", "smoke"), Store()).attrs["checksum"] == before
+    assert load_cell(catalog.cell("single-coin", "bayes", "TargetBayes", "smoke"), Store()).attrs["checksum"] == before
 
 
 def test_claims_as_json_says_what_was_measured(command):
@@ -107,7 +107,7 @@ def test_claims_as_json_says_what_was_measured(command):
 
 def test_a_failed_claim_is_exit_code_1(command, monkeypatch):
     part = Part("made up", 2.0, "<=", 1.0)
-    monkeypatch.setattr(cli.claims_, "CLAIMS", {"X1": ("Made up.", "exact", lambda results: iter([part]))})
+    monkeypatch.setattr(catalog, "CLAIMS", {"X1": ("Made up.", "exact", lambda results: iter([part]))})
     code, out, _ = command("claims")
     assert code == 1 and "fails" in out
 
@@ -115,7 +115,7 @@ def test_a_failed_claim_is_exit_code_1(command, monkeypatch):
 def test_figures_writes_png_and_pdf(command, monkeypatch, tmp_path):
     code, out, _ = command("figures", "--out", tmp_path / "figures")
     written = sorted(p.name for p in (tmp_path / "figures").iterdir())
-    names = sorted(PAPER_FIGURES)
+    names = sorted(catalog.FIGURES)
     assert code == 0 and written == sorted(f"{n}.{s}" for n in names for s in ("png", "pdf"))
     assert (tmp_path / "figures" / f"{names[0]}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -107,6 +107,12 @@ def cell_named(stem: str) -> Cell | None:
     return found if there and found.name == stem else None
 
 
+def cell_of(dataset: xr.Dataset) -> Cell:
+    """Return the cell that a stored dataset is of."""
+    config = json.loads(dataset.attrs["config"])
+    return cell(*(config[field] for field in Cell._fields))
+
+
 def load(name: str, architecture: str, method: str, scale: str = "paper", store: Store | None = None, seed: int = 0):
     """Return a stored cell's dataset, or None."""
     return load_cell(cell(name, architecture, method, scale, seed), store or Store())

@@ -1,9 +1,10 @@
-"""The command line: compute, list, judge, draw and merge results, and look after them."""
+"""The command line: compute, list, judge, draw, merge and export results, and look after them."""
 
 import json
 import logging
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -15,15 +16,23 @@ from tqdm import tqdm
 
 import bayesprompt
 from bayesprompt import catalog
-from bayesprompt.catalog import CHOICES, FIGURES, cell_named, cells
+from bayesprompt.catalog import CHOICES, CLAIMS, FIGURES, cell_named, cells, choose
 from bayesprompt.checks import UserError
-from bayesprompt.devices import keep_compiled
-from bayesprompt.lab.cells import load_cell, merge_cells
+from bayesprompt.devices import keep_compiled, use_every_core
+from bayesprompt.lab import plan
+from bayesprompt.lab.cells import load_cell, problem_with
+from bayesprompt.lab.exchange import export as export_results
+from bayesprompt.lab.exchange import merge as merge_results
 from bayesprompt.lab.experiment import SCALES, Cell
 from bayesprompt.lab.run import run_cell
-from bayesprompt.store import RefusedFileError, Store, device, make_folder, read_dataset
+from bayesprompt.lab.stop import Stop, Stopped
+from bayesprompt.provenance import device
+from bayesprompt.store import Store, make_folder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+# What the parser raises for a wrong option: click's class, or that of the copy that newer typers bring.
+_UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 ScaleOption = Annotated[str, typer.Option("--scale", help="smoke, quick or paper")]
 ArchitectureOption = Annotated[
@@ -32,33 +41,69 @@ ArchitectureOption = Annotated[
 MethodOption = Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")]
 SeedOption = Annotated[int, typer.Option("--seed", help="another seed is another set of cells")]
 ExperimentArgument = Annotated[str | None, typer.Argument(help="an experiment or a sweep: " + ", ".join(CHOICES))]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder with results")]
+
+
+@app.callback(invoke_without_command=True)
+def everywhere(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error comes from")] = False,
+) -> None:
+    """Prompting is conditioning a Bayesian predictor: the experiments of the book."""
+    if version:
+        typer.echo(f"bayesprompt {bayesprompt.__version__}")
+        raise typer.Exit
 
 
 @app.command()
 def run(
-    experiment: ExperimentArgument = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="experiments or sweeps (" + ", ".join(CHOICES) + "); claims with --claims"),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="every experiment, without the sweeps")] = False,
+    claims: Annotated[bool, typer.Option("--claims", help="what claims wait for, at paper scale")] = False,
     scale: ScaleOption = "quick",
     architecture: ArchitectureOption = None,
     method: MethodOption = None,
     seed: SeedOption = 0,
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="stop at the last checkpoint in time")] = None,
 ) -> None:
     """Compute what is missing, and resume what was interrupted."""
-    if (experiment is None) != everything:
-        raise UserError(f"EXPERIMENT = {experiment}: name one of {', '.join(CHOICES)}, or give --all")
-    store, wanted = Store(), cells(experiment, architecture, method, scale, seed)
+    store, stop, _ = Store(), Stop(hours), device()  # a device that is not there is refused now
+    if claims:
+        todo = _for_claims(names, store)
+    elif bool(names) == everything:
+        raise UserError(f"NAMES = {names or 'none'}: must be of {', '.join(CHOICES)}, or --all, or --claims")
+    else:
+        wanted = [cell for name in names or [None] for cell in cells(name, architecture, method, scale, seed)]
+        todo = plan.with_bases(wanted)
     make_folder(store.folder)
     keep_compiled(store.folder / "compiled")
-    todo = list(dict.fromkeys([*(c.base for c in wanted if c.base is not None), *wanted]))
     # One bar for all cells, in optimisation steps of all repetitions: its estimate is of the whole run.
-    steps = {c: c.config().get("fit", {}).get("steps", 0) * c.repetitions for c in todo}
-    with tqdm(total=sum(steps.values()), unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
+    with tqdm(total=sum(map(plan.work, todo)), unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
         for number, cell in enumerate(todo, 1):
+            stop.check()
             bar.set_description(f"{cell.name} ({number}/{len(todo)})")
             start = bar.n
-            dataset = run_cell(cell, store, _advance(bar, start, cell.repetitions))
-            bar.update(start + steps[cell] - bar.n)
+            dataset = run_cell(cell, store, _advance(bar, start, cell.repetitions, stop))
+            bar.update(start + plan.work(cell) - bar.n)
             bar.write(f"{cell.name}: {_result(dataset)}, {dataset.attrs['seconds']:.0f} s", file=sys.stdout)
+
+
+def _for_claims(names: list[str] | None, store: Store) -> list[Cell]:
+    """Return the missing cells of undecided claims, the soonest decided first, and say how long they take."""
+    for name in names or []:
+        choose("CLAIM", name, CLAIMS)
+    open_ = plan.undecided(catalog.evaluate(name, store) for name in names or CLAIMS)
+    wanted = {claim: plan.missing(map(cell_named, stems), store) for claim, stems in open_.items()}
+    known = [cell for scale in SCALES for cell in cells(scale=scale)]
+    seconds = {c: plan.expected_seconds(c, known, store) for c in {c for each in wanted.values() for c in each}}
+    todo = plan.for_claims(wanted, seconds)
+    for claim, each in wanted.items():
+        typer.echo(f"{claim}: {len(each)} cells, about {plan.in_words(sum(seconds[c] for c in each))}")
+    typer.echo(f"together {len(todo)} cells, about {plan.in_words(sum(seconds[c] for c in todo))}")
+    return todo
 
 
 def _result(dataset: xr.Dataset) -> str:
@@ -70,10 +115,11 @@ def _result(dataset: xr.Dataset) -> str:
     return f"R({last}) = {float(dataset.regret.sel(n=last).median()):.3f} nats"
 
 
-def _advance(bar: tqdm, start: int, repetitions: int) -> Callable[[int, float], None]:
+def _advance(bar: tqdm, start: int, repetitions: int, stop: Stop) -> Callable[[int, float], None]:
     def progress(step: int, loss: float) -> None:
         bar.update(start + step * repetitions - bar.n)
         bar.set_postfix(loss=f"{loss:.3f}")
+        stop.check()
 
     return progress
 
@@ -106,10 +152,9 @@ def claims(
 ) -> None:
     """Judge the papers' claims on the stored results; exit code 1 if one fails."""
     judgements = catalog.evaluate_all()
-    if as_json:
-        typer.echo(json.dumps([j.to_dict() for j in judgements], indent=1))
-    else:
-        typer.echo("\n\n".join(map(str, judgements)))
+    typer.echo(
+        json.dumps([j.to_dict() for j in judgements], indent=1) if as_json else "\n\n".join(map(str, judgements))
+    )
     if record:
         catalog.record(judgements)
     if any(j.verdict == "fails" for j in judgements):
@@ -128,11 +173,11 @@ def figures(out: Annotated[Path, typer.Option("--out", help="folder to write to"
 
 
 @app.command()
-def merge(folder: Annotated[Path, typer.Argument(help="results of another machine")]) -> None:
-    """Take finished cells from another folder, after checking them; exit code 2 if one is refused."""
+def merge(folder: FolderArgument) -> None:
+    """Take finished cells and checkpoints from a folder, after checking them; exit code 2 if one is refused."""
     if not folder.is_dir():
         raise UserError(f"DIR = {folder}: must be a folder with results files")
-    outcomes = merge_cells(folder, Store(), cell_named)
+    outcomes = merge_results(folder, Store(), cell_named)
     for name, outcome in outcomes:
         typer.echo(f"{name:48s} {outcome}")
     if any(outcome.startswith("refused") for _, outcome in outcomes):
@@ -140,48 +185,70 @@ def merge(folder: Annotated[Path, typer.Argument(help="results of another machin
 
 
 @app.command()
+def export(
+    folder: FolderArgument,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="checkpoints of broken-off runs, too")] = False,
+) -> None:
+    """Pack your own results into files of at most 15 MiB, for `merge` on another machine."""
+    for path in export_results(folder, Store(), unfinished):
+        typer.echo(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _cell_of(path: Path) -> Cell | None:
+    return cell_named(path.name.removesuffix(path.suffix))
+
+
+@app.command()
 def doctor() -> None:
     """Print versions, devices and the state of the results on disk; exit code 1 if something is wrong."""
     typer.echo(f"bayesprompt {bayesprompt.__version__}, Python {sys.version.split()[0]}, jax {jax.__version__}")
-    typer.echo(f"device: {device()} ({len(jax.devices())} of them)")
-    store, wrong = Store(), 0
+    store, wrong = Store(), []
+    try:
+        typer.echo(f"device: {device()} ({len(jax.devices())} of them)")
+    except UserError as error:
+        wrong.append(str(error))
     for folder in store.folders:
-        files = sorted(folder.glob("*.nc")) if folder.is_dir() else []
-        typer.echo(f"results: {folder}: {len(files)} cells")
+        files = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
+        stored = [path for path in files if path.suffix in (".nc", ".safetensors")]
+        typer.echo(f"results: {folder}: {sum(path.suffix == '.nc' for path in stored)} cells")
+        wrong += [problem for path in stored if (problem := problem_with(path, _cell_of(path), store))]
         for path in files:
-            try:
-                read_dataset(path)
-                if (cell := cell_named(path.name.removesuffix(".nc"))) is None:
-                    raise RefusedFileError(f"{path} = not the name of a cell: not used; it is kept")
-                if load_cell(cell, store) is None:
-                    raise RefusedFileError(f"{path} = of another configuration or base network: not used; it is kept")
-            except UserError as error:
-                wrong += 1
-                typer.echo(f"  {error}")
-        for path in sorted(folder.glob("*.partial")) if folder.is_dir() else []:
-            typer.echo(f"  unfinished: {path.name}")
+            if path.suffix == ".partial":
+                typer.echo(f"  unfinished: {path.name}")
     try:
         make_folder(store.folder)
         free = shutil.disk_usage(store.folder).free / 2**30
         typer.echo(f"your results go to {store.folder} ({free:.1f} GiB free)")
     except UserError as error:
-        wrong += 1
-        typer.echo(str(error))
+        wrong.append(str(error))
+    for problem in wrong:
+        typer.echo(f"  {' '.join(problem.split())}")
     if wrong:
         raise typer.Exit(1)
 
 
 def main() -> None:
-    """Run the command line; what a person can mend is one line and exit code 2, never a traceback."""
+    """Run the command line; what a person can mend is one line and exit code 2, anything else shows where it is."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    use_every_core()
+    again = "the same command continues from the last checkpoint"
+    code, words = 0, ""
     try:
-        app()
-    except (ValueError, ImportError) as error:  # ImportError: a package that only some experiments need
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped: the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        code = app(standalone_mode=False) or 0
+    except _UsageError as error:
+        error.show()
+        code = error.exit_code
+    except Stopped as stopped:
+        code, words = (128 + stopped.signal if stopped.signal else 0), f"stopped: {again}"
+    except (KeyboardInterrupt, typer.Abort):
+        code, words = 130, f"stopped: {again}"
+    except (UserError, ImportError, OSError, jax.errors.JaxRuntimeError) as error:
+        code, words = 2, f"error: {' '.join(str(error).split())}"
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+    if words:
+        print(words, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Results on disk: one labelled file a cell, written in one move, that says where it came from. Nothing is pickled."""
 
+import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
-import subprocess
 import tempfile
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ class RefusedFileError(UserError):
 
 def cache_folder() -> Path:
     """Return the folder of the user's own results: $BAYESPROMPT_CACHE, else the platform's cache folder."""
-    return Path(os.environ.get("BAYESPROMPT_CACHE") or platformdirs.user_cache_dir("bayesprompt"))
+    return Path(os.environ.get("BAYESPROMPT_CACHE") or platformdirs.user_cache_dir("bayesprompt")).expanduser()
 
 
 class Store:
@@ -42,7 +39,6 @@ class Store:
     def __init__(self, folder: Path | str | None = None, shipped: Path | str | None = SHIPPED) -> None:
         """Look in `folder` (default: the user's cache) and then in `shipped`; None leaves the shipped results out."""
         self.folder = Path(folder) if folder is not None else cache_folder()
-        self.commit = commit()  # read now: the checkout may move on during a long run
         self.folders = [self.folder] + ([Path(shipped)] if shipped is not None else [])
 
     def find(self, name: str, suffix: str = ".nc") -> Path | None:
@@ -60,20 +56,14 @@ class Store:
                 LOG.warning("%s", error)
         return None
 
-    def save(self, name: str, dataset: xr.Dataset, config: dict[str, Any], seconds: float) -> xr.Dataset:
+    def save(
+        self, name: str, dataset: xr.Dataset, config: dict[str, Any], seconds: float, origin: dict[str, str]
+    ) -> xr.Dataset:
         """Write a cell with its provenance and return it; a file that stands in the way is kept under another name."""
-        provenance = {
-            "config": canonical(config),
-            "config_hash": digest(config),
-            "version": importlib.metadata.version("bayesprompt"),
-            "commit": self.commit,
-            "device": device(),
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "seconds": float(seconds),
-        }
+        identity = {"config": canonical(config), "config_hash": digest(config), "seconds": float(seconds)}
         # NetCDF3 has no 64-bit integers: narrow them here, so that what is hashed is what will be read.
         wide = {name: v.astype(np.int32) for name, v in dataset.variables.items() if v.dtype == np.int64}
-        dataset = dataset.assign(wide).assign_attrs(provenance)
+        dataset = dataset.assign(wide).assign_attrs(identity | origin)
         dataset.attrs["checksum"] = checksum(dataset)
         path = self.folder / f"{name}.nc"
         set_aside(path)
@@ -91,10 +81,23 @@ class Store:
             set_aside(path)
         save_arrays(path, tree)
 
-    def lock(self, name: str) -> filelock.BaseFileLock:
-        """Return the lock that keeps two runs of one cell apart."""
+    @contextlib.contextmanager
+    def lock(self, name: str, timeout: float = -1) -> Iterator[None]:
+        """Hold the lock that keeps two runs of one cell apart; where there are no locks, go on without, and say so."""
         make_folder(self.folder)
-        return filelock.FileLock(self.folder / f"{name}.lock")
+        lock = filelock.FileLock(self.folder / f"{name}.lock", timeout=timeout)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise
+        except (OSError, NotImplementedError) as error:  # another user's file, or a file system without locks
+            LOG.warning(
+                "%s", f"{lock.lock_file} = cannot be locked ({error}): a second run of this cell would not wait"
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
     def checkpoint(self, name: str, config: dict[str, Any], part: str = "") -> Path:
         """Return where an unfinished run of this configuration, or a named part of it, keeps its state."""
@@ -109,8 +112,7 @@ class Store:
 
 def read_dataset(path: Path, config: dict[str, Any] | None = None) -> xr.Dataset:
     """Read and check one results file; raises FileNotFoundError, or RefusedFileError that says why it is not used."""
-    if not path.exists():
-        raise FileNotFoundError(path)
+    _check_there(path)
     try:
         with xr.open_dataset(path, engine="scipy", decode_timedelta=False) as file:
             dataset = file.load()
@@ -143,15 +145,7 @@ def load_arrays(path: Path, like: Any) -> Any:
 
     Raises FileNotFoundError, or RefusedFileError for a damaged file or other names, types or sizes.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            kept, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:
-        raise RefusedFileError(f"{path} = unreadable ({type(error).__name__}): not used; it is kept") from None
-    if kept.get("checksum", tree_hash(arrays)) != tree_hash(arrays):
-        raise RefusedFileError(f"{path} = altered: its contents do not match its checksum; not used; it is kept")
+    arrays = read_arrays(path)
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [array_name(p) for p, _ in leaves]
     fits = set(names) == set(arrays) and all(
@@ -163,6 +157,31 @@ def load_arrays(path: Path, like: Any) -> Any:
     if not fits:
         raise RefusedFileError(f"{path} = other arrays than expected: not used; it is kept")
     return jax.tree.unflatten(structure, [arrays[n] for n in names])
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read and check a file of arrays; raises FileNotFoundError, or RefusedFileError that says why it is not used."""
+    _check_there(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            kept, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as error:
+        raise RefusedFileError(f"{path} = unreadable ({type(error).__name__}): not used; it is kept") from None
+    if kept.get("checksum", tree_hash(arrays)) != tree_hash(arrays):
+        raise RefusedFileError(f"{path} = altered: its contents do not match its checksum; not used; it is kept")
+    return arrays
+
+
+def _check_there(path: Path) -> None:
+    """Raise FileNotFoundError for a file that is not there, RefusedFileError where one may not even look."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError:
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        raise RefusedFileError(f"{path} = unreadable ({error.strerror}): not used; it is kept") from None
 
 
 def array_name(path: tuple) -> str:
@@ -208,10 +227,16 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
     os.close(handle)
     try:
         write(temporary)
-        os.chmod(temporary, 0o644)  # temporary files start out private
+        os.chmod(temporary, 0o666 & ~_umask())  # temporary files start out private
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Return the permissions that this process withholds; they can only be read by setting them."""
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def set_aside(path: Path) -> None:
@@ -234,33 +259,3 @@ def unused(path: Path) -> Path:
     """Return `path`, or the first of path-1, path-2, ... that is free."""
     candidates = [path, *(path.with_name(f"{path.name}-{i}") for i in range(1, 1000))]
     return next(p for p in candidates if not p.exists())
-
-
-def commit() -> str:
-    """Return the commit of the running source, marked where `src` has changes that are not in it; or "unknown"."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", ".", ":!results")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def device() -> str:
-    """Return the device that computes, in words, e.g. "cpu: AMD EPYC, 2 cores"."""
-    first = jax.devices()[0]
-    if first.platform != "cpu":
-        return f"{first.platform}: {first.device_kind}"
-    names = re.findall(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return f"cpu: {names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

@@ -10,10 +10,11 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_rgb
 
-from bayesprompt import figures as figures_
+from bayesprompt import catalog
 from bayesprompt.lab import plotting
 from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.prompting.experiments import BAYES_METHODS, NETWORK_METHODS
+from bayesprompt.prompting.figures import overview
 from bayesprompt.store import Store
 
 matplotlib.use("Agg")
@@ -139,18 +140,18 @@ def test_provenance_in_one_line():
 def test_figures_of_an_empty_store_say_so(tmp_path):
     empty = Store(tmp_path, shipped=None)
     exact = {"petrov2024-figure-4"}
-    for name in ["overview", *(figures_.PAPER_FIGURES.keys() - exact)]:
-        figure = figures_.overview(empty) if name == "overview" else figures_.paper_figure(name, empty)
+    for name in ["overview", *(catalog.FIGURES.keys() - exact)]:
+        figure = overview(empty) if name == "overview" else catalog.figure(name, empty)
         figure.savefig(tmp_path / f"{name}.png", dpi=30)
         shown = " ".join(" ".join(texts(figure)).split())
         assert "no stored results" in shown and "not computed" in shown
         plt.close(figure)
-    with pytest.raises(ValueError, match="name = figure 1: one of genewein2025-figure-1, "):
-        figures_.paper_figure("figure 1", empty)
+    with pytest.raises(ValueError, match="name = figure 1: must be one of genewein2025-figure-1, "):
+        catalog.figure("figure 1", empty)
 
 
 def test_tangents_touch_the_parabola_at_their_codes(tmp_path):
-    (ax,) = figures_.paper_figure("petrov2024-figure-4", Store(tmp_path, shipped=None)).axes
+    (ax,) = catalog.figure("petrov2024-figure-4", Store(tmp_path, shipped=None)).axes
     for u, line in enumerate(ax.lines[1:11]):
         x, y = line.get_data()
         np.testing.assert_allclose((x - 0.5) ** 2 - y, (x - u / 10) ** 2, atol=1e-12)

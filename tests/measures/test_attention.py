@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from reference import quick_jit
 
-from bayesprompt.lab.cells import Cell, load_cell, load_network
+from bayesprompt import catalog
+from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.measures.attention import (
     Head,
     attention,
@@ -225,7 +226,7 @@ def test_hard_prompts_are_soft_ones_and_soft_ones_are_prefixes():
 
 
 def test_the_trained_coin_transformers_soft_prefixes():
-    cell = Cell("single-coin", "transformer", "SoftPT")
+    cell = catalog.cell("single-coin", "transformer", "SoftPT")
     predictor, params = load_network(cell, Store())
     tokens = np.random.default_rng(0).integers(2, size=(2, 30))
     for rows in load_cell(cell, Store()).prefix.values[:2]:

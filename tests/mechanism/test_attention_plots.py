@@ -9,9 +9,9 @@ import xarray as xr
 from matplotlib.colors import to_hex
 
 from bayesprompt.mechanism import attention_plots
-from bayesprompt.mechanism import digits_compute as running
+from bayesprompt.mechanism import digits as running
 from bayesprompt.mechanism.attention_plots import EXAMPLE, TASK_COLORS, attention_map, one_head
-from bayesprompt.mechanism.digits_compute import load_models
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, Tuned, load_models
 from bayesprompt.models.gpt import GPT, inspect, make_gpt
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.sources.digits import PRETRAINING_TASKS, TASKS, is_held_out, with_answer
@@ -141,21 +141,20 @@ def stored(monkeypatch):
     models = {"Pretrained": [(PARAMS, NO_PREFIX)], "PrefixTuning": [(PARAMS, PREFIX)] * 4}
 
     def load(cell, store):
-        return models.get(cell.method) if cell.scale == "quick" else None
+        there = cell.scale == "quick" and cell.method in models
+        return Tuned(cell, SIZES, models[cell.method], xr.Dataset(attrs=attrs)) if there else None
 
     monkeypatch.setattr(running, "load_tuned", load)
-    monkeypatch.setattr(running, "load_cell", lambda *_: xr.Dataset(attrs=attrs))
-    monkeypatch.setattr(running, "sizes_at", lambda *_: SIZES)
 
 
 def test_the_quick_scale_stands_in_for_what_is_missing(stored, tmp_path):
     store = Store(tmp_path, shipped=None)
-    assert load_models("sorting", "PrefixTuning", store).cell.scale == "quick"
-    assert load_models("sorting", "FullWT", store) is None
+    assert load_models(DIGIT_EXPERIMENTS["sorting"], "PrefixTuning", store).cell.scale == "quick"
+    assert load_models(DIGIT_EXPERIMENTS["sorting"], "FullWT", store) is None
 
 
 def test_the_sorters_maps_show_what_is_stored(stored, tmp_path):
-    figure = attention_plots.sorter_maps(Store(tmp_path, shipped=None), "sorting")
+    figure = attention_plots.sorter_maps(Store(tmp_path, shipped=None), DIGIT_EXPERIMENTS["sorting"])
     assert texts(figure).count("not computed") == 1 and "quick scale" in texts(figure)
     drawn = [image.get_array() for ax in figure.axes for image in ax.images]
     assert [image.shape for image in drawn] == [(19, 21), (19, 21)]
@@ -168,7 +167,7 @@ def test_prefix_clusters_show_the_block_outputs(stored, tmp_path, monkeypatch):
     inputs = np.stack([np.roll(EXAMPLE, i) for i in range(5)])
     monkeypatch.setattr(attention_plots, "held_out_inputs", lambda _: inputs)
     monkeypatch.setattr(attention_plots, "decode", lambda *_: np.sort(inputs))
-    figure = attention_plots.prefix_clusters(Store(tmp_path, shipped=None), "eliciting-skills")
+    figure = attention_plots.prefix_clusters(Store(tmp_path, shipped=None), DIGIT_EXPERIMENTS["eliciting-skills"])
     points = [line for line in figure.axes[1].lines if line.get_linestyle() == "None"]
     assert [len(line.get_xdata()) for line in points] == [5] * 5, "without a prefix, and under four"
     np.testing.assert_array_equal(points[1].get_xydata(), points[4].get_xydata(), "four times the same prefix")
@@ -177,10 +176,12 @@ def test_prefix_clusters_show_the_block_outputs(stored, tmp_path, monkeypatch):
 @pytest.mark.parametrize("draw", [attention_plots.sorter_maps, attention_plots.prefix_clusters])
 def test_what_is_not_stored_is_said(draw, tmp_path):
     of = {"sorter_maps": "sorting", "prefix_clusters": "eliciting-skills"}[draw.__name__]
-    assert "not computed" in texts(draw(Store(tmp_path, shipped=None), of))
+    assert "not computed" in texts(draw(Store(tmp_path, shipped=None), DIGIT_EXPERIMENTS[of]))
 
 
 def test_skill_maps_have_a_panel_for_each_head_and_task(tmp_path):
-    figure = attention_plots.skill_maps(Store(tmp_path, shipped=None), "eliciting-skills-pretraining")
+    figure = attention_plots.skill_maps(
+        Store(tmp_path, shipped=None), DIGIT_EXPERIMENTS["eliciting-skills-pretraining"]
+    )
     assert texts(figure).count("not computed") == 16
     assert all(word in texts(figure) for word in (*PRETRAINING_TASKS, "head 1", "head 4"))

@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import catalog as claims
+from bayesprompt import catalog
 from bayesprompt.lab import judging
-from bayesprompt.lab.cells import Cell
-from bayesprompt.mechanism import claims_inside as prefixes
-from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.digits_compute import load_tuned
-from bayesprompt.prompting.compute import run_cell
+from bayesprompt.lab.run import run_cell
+from bayesprompt.mechanism.digits import load_tuned
 from bayesprompt.sources.digits import TASKS
 from bayesprompt.store import Store
 
@@ -34,10 +31,10 @@ def made_up(monkeypatch):
     table = dict(HOLDING)
 
     def load(cell, _):
-        rows = len(DIGIT_EXPERIMENTS[cell.experiment].tasks)
+        rows = len(cell.experiment.tasks)
         values = np.zeros((rows, len(TASKS)))
         for (experiment, method, row, task), value in table.items():
-            if (experiment, method) == (cell.experiment, cell.method):
+            if (experiment, method) == (cell.experiment.name, cell.method):
                 values[row, TASKS.index(task)] = value
         attrs = {"device": "cpu: test", "date": "2026-01-01", "commit": "0" * 40}
         return xr.Dataset({"accuracy": (("repetition", "task"), values)}, attrs=attrs)
@@ -48,7 +45,7 @@ def made_up(monkeypatch):
 
 @pytest.mark.parametrize("claim", ["P7", "P8", "P9", "P10"])
 def test_tables_hold_at_their_thresholds(claim, made_up):
-    assert claims.evaluate(claim, Store(None, None)).verdict == "holds"
+    assert catalog.evaluate(claim, Store(None, None)).verdict == "holds"
 
 
 @pytest.mark.parametrize(
@@ -70,37 +67,40 @@ def test_tables_hold_at_their_thresholds(claim, made_up):
 )
 def test_tables_fail_beyond_their_thresholds(claim, experiment, method, row, task, value, made_up):
     made_up[experiment, method, row, task] = value
-    assert claims.evaluate(claim, Store(None, None)).verdict == "fails"
+    assert catalog.evaluate(claim, Store(None, None)).verdict == "fails"
 
 
 @pytest.mark.parametrize("claim", ["P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12", "P14"])
 def test_without_results_nothing_is_judged(claim, tmp_path):
-    assert claims.evaluate(claim, Store(tmp_path, None)).verdict == "not judged"
+    assert catalog.evaluate(claim, Store(tmp_path, None)).verdict == "not judged"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A store with a small network of two layers, and its tuned prefixes."""
     store = Store(tmp_path_factory.mktemp("store"), None)
-    run_cell(Cell("longer-prefixes", "gpt", "PrefixTuning", "smoke"), store)
+    run_cell(catalog.cell("longer-prefixes", "gpt", "PrefixTuning", "smoke"), store)
     return store
 
 
 def test_identities_are_read_from_trained_networks(small, monkeypatch):
-    monkeypatch.setattr(prefixes, "_SCALE", "smoke")
-    monkeypatch.setattr(prefixes, "_PREFIXED", ("longer-prefixes",))
-    monkeypatch.setattr(judging.Results, "cell", lambda *_: None)  # no coin Transformer
-    for claim in ("P5", "P6"):
-        assert {part.value for part in claims.evaluate(claim, small).parts} == {None}
-    monkeypatch.setattr(judging.Results, "cell", lambda self, e, a, m: a == "gpt" or None)
+    def parts_of(claim):
+        results = judging.Results(small, catalog.EXPERIMENTS, "smoke")
+        return judging.evaluate(claim, catalog.CLAIMS[claim], results).parts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judging.Results, "cell", lambda *_: None)
+        for claim in ("P5", "P6"):
+            assert {part.value for part in parts_of(claim)} == {None}
+    # Only the experiment of Table 3 is there: no coin Transformer, no other sorter.
     for claim, parts in (("P5", 1), ("P6", 3), ("P11", 1), ("P12", 3)):
-        found = [part for part in claims.evaluate(claim, small).parts if part.value is not None]
+        found = [part for part in parts_of(claim) if part.value is not None]
         assert len(found) == parts
         # The identities hold before anything is learned; the second layer's attention need not move yet.
         assert all(part.holds for part in found[: 2 if claim == "P12" else parts]), found
 
 
 def test_a_tuned_cell_gives_back_its_models(small):
-    models = load_tuned(Cell("longer-prefixes", "gpt", "PrefixTuning", "smoke"), small)
-    assert [prefix.layers.shape for _, prefix in models] == [(2, 10, 16)] * 4
-    assert load_tuned(Cell("lora-control", "gpt", "LoRAWT", "smoke"), small) is None
+    tuned = load_tuned(catalog.cell("longer-prefixes", "gpt", "PrefixTuning", "smoke"), small)
+    assert [prefix.layers.shape for _, prefix in tuned.models] == [(2, 10, 16)] * 4
+    assert load_tuned(catalog.cell("lora-control", "gpt", "LoRAWT", "smoke"), small) is None

@@ -6,13 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from bayesprompt.lab.cells import Cell, cells, load_cell, load_network
-from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, DIGIT_SCALES, training_at
-from bayesprompt.mechanism.digits_compute import accuracy, held_out_inputs, load_tuned, stretch
+from bayesprompt import catalog
+from bayesprompt.catalog import cells
+from bayesprompt.lab.cells import load_cell, load_network
+from bayesprompt.lab.run import run_cell
+from bayesprompt.mechanism.digits import (
+    DIGIT_EXPERIMENTS,
+    DIGIT_SCALES,
+    accuracy,
+    held_out_inputs,
+    load_tuned,
+    stretch,
+)
 from bayesprompt.models.gpt import GPT, make_gpt
 from bayesprompt.models.predictor import log_loss
 from bayesprompt.models.prefixes import NO_PREFIX
-from bayesprompt.prompting.compute import run_cell
 from bayesprompt.sources.digits import TASKS, Digits, answer, one_task
 from bayesprompt.store import Store
 from bayesprompt.tuning.fitting import AdamWConfig, clip_each, fit
@@ -124,36 +132,36 @@ def test_clipping_each_array_by_its_own_norm():
 
 
 def test_a_cell_stores_accuracies_losses_and_what_was_learned(store):
-    network = load_cell(Cell("sorting-pretraining", "gpt", "Pretrained", "smoke"), store)
+    network = load_cell(catalog.cell("sorting-pretraining", "gpt", "Pretrained", "smoke"), store)
     assert network.accuracy.shape == (1, len(TASKS)) and network.tuning_loss.shape == (1, 10)
-    cell = Cell("sorting", "gpt", "PrefixTuning", "smoke")
+    cell = catalog.cell("sorting", "gpt", "PrefixTuning", "smoke")
     dataset = load_cell(cell, store)
     assert dataset.prefix.shape == (1, 1, 1, 16)
     assert dataset.tuning_loss.attrs["units"] == "nats a token"
     assert 1.5 < float(dataset.tuning_loss.mean()) < 3  # about log 10, before anything is learned
-    ((params, prefix),) = load_tuned(cell, store)
+    ((params, prefix),) = load_tuned(cell, store).models
     np.testing.assert_array_equal(prefix.layers, dataset.prefix[0])
     _, base = load_network(cell, store)
     jax.tree.map(np.testing.assert_array_equal, params, base)
-    ((tuned, _),) = load_tuned(Cell("sorting", "gpt", "FullWT", "smoke"), store)
+    ((tuned, _),) = load_tuned(catalog.cell("sorting", "gpt", "FullWT", "smoke"), store).models
     assert (
         np.abs(tuned["torso"]["blocks_0"]["query"]["kernel"] - base["torso"]["blocks_0"]["query"]["kernel"]).max() > 0
     )
 
 
 def test_accuracy_counts_whole_answers(store, monkeypatch):
-    cell = Cell("sorting", "gpt", "PrefixTuning", "smoke")
+    cell = catalog.cell("sorting", "gpt", "PrefixTuning", "smoke")
     inputs = held_out_inputs(cell)
     said = np.array(answer(inputs, 1))
     said[: len(said) // 4, 9] += 1  # one digit wrong in a quarter of them
-    monkeypatch.setattr("bayesprompt.mechanism.digits_compute.decode", lambda *_: said)
+    monkeypatch.setattr("bayesprompt.mechanism.digits.decode", lambda *_: said)
     found = accuracy(cell, {}, NO_PREFIX)
     assert found[1] == 0.75
     assert found[[2, 3, 4, 5]].max() == 0
 
 
 def test_a_stored_cell_is_found_and_a_tampered_one_refused(store):
-    cell = Cell("sorting", "gpt", "FullWT", "smoke")
+    cell = catalog.cell("sorting", "gpt", "FullWT", "smoke")
     before = load_cell(cell, store).attrs["date"]
     assert run_cell(cell, store).attrs["date"] == before
     path = store.folder / f"{cell.name}.nc"
@@ -171,7 +179,7 @@ def test_stored_losses_are_means_over_equal_stretches(steps):
 
 def test_paper_scale_is_the_papers():
     steps = {
-        name: {m: (training_at(e, m, "paper").steps, training_at(e, m, "paper").learning_rate) for m in e.trainings}
+        name: {m: (e.training(m, "paper").steps, e.training(m, "paper").learning_rate) for m in e.methods("gpt")}
         for name, e in DIGIT_EXPERIMENTS.items()
     }
     assert steps == {
@@ -186,8 +194,8 @@ def test_paper_scale_is_the_papers():
         "lora-control": {"PrefixTuning": (100_000, 5e-5), "LoRAWT": (10_000, 5e-3)},
     }
     assert DIGIT_SCALES["paper"].inputs == 3200
-    whole = training_at(DIGIT_EXPERIMENTS["sorting"], "FullWT", "paper")
+    whole = DIGIT_EXPERIMENTS["sorting"].training("FullWT", "paper")
     assert (whole.batch, whole.clip, whole.weight_decay, whole.dropout, whole.clip_each) == (64, 1.0, 0.1, True, False)
-    prefix = training_at(DIGIT_EXPERIMENTS["sorting"], "PrefixTuning", "paper")
+    prefix = DIGIT_EXPERIMENTS["sorting"].training("PrefixTuning", "paper")
     assert (prefix.weight_decay, prefix.dropout, prefix.clip_each) == (0.01, False, False)
-    assert training_at(DIGIT_EXPERIMENTS["lora-control"], "LoRAWT", "paper").clip_each
+    assert DIGIT_EXPERIMENTS["lora-control"].training("LoRAWT", "paper").clip_each

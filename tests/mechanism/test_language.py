@@ -10,22 +10,29 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import catalog as claims
-from bayesprompt import cli
+from bayesprompt import catalog, cli
+from bayesprompt.catalog import cells
 from bayesprompt.lab import judging
-from bayesprompt.lab.cells import Cell, cell_config, cells
+from bayesprompt.lab.cells import load_cell
+from bayesprompt.lab.run import run_cell
 from bayesprompt.measures.attention import Reading, outputs
 from bayesprompt.measures.identities import beyond_rank, identity_errors
-from bayesprompt.mechanism.language import compute as running
-from bayesprompt.mechanism.language import one_token
-from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS, LANGUAGE_SCALES, tuning_at
+from bayesprompt.mechanism.language import coin, labels, one_token
+from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
 from bayesprompt.mechanism.language.reading import prefix_use, read_layers
-from bayesprompt.mechanism.language.tasks import KINDS, Texts, WrittenFlips, labelled, targets, written_flips
+from bayesprompt.mechanism.language.tasks import (
+    KINDS,
+    LANGUAGE_SCALES,
+    Texts,
+    WrittenFlips,
+    labelled,
+    targets,
+    written_flips,
+)
 from bayesprompt.models import gguf as files
 from bayesprompt.models.gguf import LanguageModel, packaged_file, the_model
 from bayesprompt.models.llama import Llama, generate, make_llama
 from bayesprompt.models.prefixes import Prefix
-from bayesprompt.prompting.compute import run_cell
 from bayesprompt.sources.coins import Coin
 from bayesprompt.store import Store
 
@@ -120,13 +127,13 @@ def test_texts_are_all_there_in_order_or_drawn():
 def test_cells_of_the_language_model_have_their_own_configurations():
     found = [cell for name in LANGUAGE_EXPERIMENTS for scale in LANGUAGE_SCALES for cell in cells(name, scale=scale)]
     assert {cell.architecture for cell in found} == {"llama"}
-    configs = [cell_config(cell) for cell in found]
+    configs = [cell.config() for cell in found]
     assert all(config["scale"] == cell.scale and config["file"] for config, cell in zip(configs, found, strict=True))
     assert all(a != b for a, b in itertools.combinations(configs, 2))
 
 
 def test_the_learning_rate_of_soft_tokens_falls_to_zero():
-    config = tuning_at(LANGUAGE_EXPERIMENTS["language-model-one-token"], "SoftPT", "paper")
+    config = LANGUAGE_EXPERIMENTS["language-model-one-token"].tuning("SoftPT", "paper")
     optimizer = config.make_optimizer()
     phi, sizes = np.float32(1.0), []
     state = optimizer.init(phi)
@@ -164,9 +171,9 @@ def made_up(monkeypatch):
 
 @pytest.mark.parametrize("claim", ["P5b", "P6b", "P13"])
 def test_claims_hold_at_their_thresholds_and_need_results(claim, made_up, tmp_path, monkeypatch):
-    assert claims.evaluate(claim, Store(None, None)).verdict == "holds"
+    assert catalog.evaluate(claim, Store(None, None)).verdict == "holds"
     monkeypatch.undo()
-    assert claims.evaluate(claim, Store(tmp_path, None)).verdict == "not judged"
+    assert catalog.evaluate(claim, Store(tmp_path, None)).verdict == "not judged"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +182,7 @@ def test_claims_hold_at_their_thresholds_and_need_results(claim, made_up, tmp_pa
 )
 def test_claims_fail_beyond_their_thresholds(claim, name, value, made_up):
     made_up[name] = value
-    assert claims.evaluate(claim, Store(None, None)).verdict == "fails"
+    assert catalog.evaluate(claim, Store(None, None)).verdict == "fails"
 
 
 def test_beliefs_beside_laplaces_rule_and_their_excess_by_hand():
@@ -184,11 +191,11 @@ def test_beliefs_beside_laplaces_rule_and_their_excess_by_hand():
     dataset = xr.Dataset({"heads": (axes, heads), "flipped_heads": (axes, flips)})
     loss = -np.log([0.5, 0.5, 0.75])
     over_laplace = np.cumsum(loss + np.log([1 / 2, 1 / 3, 1 / 2]))
-    assert np.allclose(running.flips_excess(dataset, "bias 0.2"), over_laplace, atol=1e-12)
+    assert np.allclose(coin.flips_excess(dataset, "bias 0.2"), over_laplace, atol=1e-12)
     over_the_coin = np.cumsum(loss + np.log([0.2, 0.8, 0.2]))
-    assert np.allclose(running.flips_excess(dataset, "bias 0.2", "bias 0.2"), over_the_coin, atol=1e-12)
-    assert np.allclose(running.beside_laplace(dataset, "bias 0.2", 1), [[2 / 3], [0.5]], atol=1e-12)
-    assert np.allclose(running.beside_laplace(dataset, "random coins", 2), [[3 / 4], [0.3]], atol=1e-12)
+    assert np.allclose(coin.flips_excess(dataset, "bias 0.2", "bias 0.2"), over_the_coin, atol=1e-12)
+    assert np.allclose(coin.beside_laplace(dataset, "bias 0.2", 1), [[2 / 3], [0.5]], atol=1e-12)
+    assert np.allclose(coin.beside_laplace(dataset, "random coins", 2), [[3 / 4], [0.3]], atol=1e-12)
 
 
 def test_without_the_model_a_run_says_in_one_line_how_to_get_it(monkeypatch, tmp_path, capsys):
@@ -232,19 +239,19 @@ def test_targets_reviews_and_flips_are_what_their_names_say():
 @real
 def test_a_stored_prefix_is_found_again_and_does_what_was_stored():
     dataset, prefix = (
-        load(Cell("language-model-labels", "llama", "PrefixTuning"), Store(None))
-        for load in (running.load_cell, running.load_prefix)
+        load(catalog.cell("language-model-labels", "llama", "PrefixTuning"), Store(None))
+        for load in (load_cell, labels.load_prefix)
     )
     model = the_model()
     data = labelled(model)
     rows = np.random.default_rng(0).choice(len(data.tokens), 6, replace=False)
-    again = running.label_log_probs(model, data.tokens[rows], data.labels, prefix)
+    again = labels.label_log_probs(model, data.tokens[rows], data.labels, prefix)
     assert np.allclose(again, dataset.label_log_probs.values[rows], atol=2e-3)
 
 
 @real
 def test_stored_soft_tokens_write_what_was_stored():
-    dataset = running.load_cell(Cell("language-model-one-token", "llama", "SoftPT"), Store(None))
+    dataset = load_cell(catalog.cell("language-model-one-token", "llama", "SoftPT"), Store(None))
     model = the_model()
     best = dataset.tuning_loss.values[..., -1].argmin(axis=1)
     for index in np.flatnonzero(dataset.length.values == 4)[::3]:
@@ -267,11 +274,11 @@ def test_readings_are_numpy_for_every_layer(readings):
     ],
 )
 def test_a_cell_is_computed_and_found_again(experiment, method, stored, tmp_path):
-    cell, store = Cell(experiment, "llama", method, "smoke"), Store(tmp_path, None)
+    cell, store = catalog.cell(experiment, "llama", method, "smoke"), Store(tmp_path, None)
     steps = []
     dataset = run_cell(cell, store, lambda step, loss: steps.append(step))
     assert stored <= set(dataset.data_vars)
     assert dataset.attrs["summary"] and json.loads(dataset.attrs["config"])["scale"] == "smoke"
-    assert steps == sorted(steps) and steps[-1] == tuning_at(LANGUAGE_EXPERIMENTS[experiment], method, "smoke").steps
-    assert running.load_cell(cell, store).attrs["checksum"] == dataset.attrs["checksum"]
+    assert steps == sorted(steps) and steps[-1] == LANGUAGE_EXPERIMENTS[experiment].tuning(method, "smoke").steps
+    assert load_cell(cell, store).attrs["checksum"] == dataset.attrs["checksum"]
     assert not list(tmp_path.glob("*.partial")), "what was only there to resume is gone"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bayesprompt import catalog as claims
+from bayesprompt import catalog
 from bayesprompt.lab import judging
 from bayesprompt.lab.judging import Part
 from bayesprompt.prompting import claims as genewein
@@ -22,7 +22,7 @@ def made_up(monkeypatch):
 
     def load(cell, store):
         value = table.get(
-            (cell.experiment, cell.architecture, cell.method), table.get((cell.architecture, cell.method))
+            (cell.experiment.name, cell.architecture, cell.method), table.get((cell.architecture, cell.method))
         )
         if value is None or isinstance(value, xr.Dataset):
             return value
@@ -44,7 +44,7 @@ def both(table, **methods):
 
 
 def verdict(claim):
-    return claims.evaluate(claim, Store(None, None)).verdict
+    return catalog.evaluate(claim, Store(None, None)).verdict
 
 
 def test_a_part_that_fails_decides_and_a_missing_one_leaves_open():
@@ -219,46 +219,46 @@ def test_g1_reads_excess_and_kl(made_up):
 
 @pytest.mark.parametrize("claim", theory.CLAIMS)
 def test_exact_claims_hold_without_any_result(claim, tmp_path):
-    judgement = claims.evaluate(claim, Store(tmp_path, None))
+    judgement = catalog.evaluate(claim, Store(tmp_path, None))
     assert (judgement.verdict, judgement.scale) == ("holds", "exact")
 
 
 def test_g15_waits_for_the_networks_and_then_reads_their_states(tmp_path, monkeypatch):
-    assert claims.evaluate("G15", Store(tmp_path, None)).verdict == "not judged"
+    assert catalog.evaluate("G15", Store(tmp_path, None)).verdict == "not judged"
     order = SimpleNamespace(step_correlation=-0.81, heads_correlation=0.79)
     monkeypatch.setattr(genewein, "ordering", lambda *_: order)
-    assert claims.evaluate("G15", Store(tmp_path)).verdict == "fails"
+    assert catalog.evaluate("G15", Store(tmp_path)).verdict == "fails"
     order.heads_correlation = 0.8
-    assert claims.evaluate("G15", Store(tmp_path)).verdict == "holds"
+    assert catalog.evaluate("G15", Store(tmp_path)).verdict == "holds"
 
 
 def test_the_table_has_a_row_for_each_claim():
-    rows = claims.table("G2", "E9")
+    rows = catalog.table("G2", "E9")
     assert [row["claim"] for row in rows] == ["G2", "E9"] and rows[1]["scale"] == "exact"
     assert {row["verdict"] for row in rows} <= {"holds", "fails", "not judged"}
 
 
 def test_judgements_are_json_and_html():
-    judgement = claims.evaluate("G2", Store(None, None))
+    judgement = catalog.evaluate("G2", Store(None, None))
     assert json.loads(json.dumps(judgement.to_dict()))["id"] == "G2"
     assert "&lt;= 0.1" in judgement._repr_html_() and "<script" not in judgement._repr_html_()
 
 
 def test_unknown_claim_is_one_line():
     with pytest.raises(ValueError, match=r"claim = G99: must be one of G1"):
-        claims.evaluate("G99")
+        catalog.evaluate("G99")
 
 
 def test_check_raises_only_against_the_record(monkeypatch, tmp_path):
-    monkeypatch.setattr(claims, "RECORD", tmp_path / "verdicts.json")
-    assert claims.check("E9").verdict == "holds"  # nothing on record
-    claims.record([claims.evaluate("E9")])
-    assert claims.check("E9").verdict == "holds"
+    monkeypatch.setattr(catalog, "RECORD", tmp_path / "verdicts.json")
+    assert catalog.check("E9").verdict == "holds"  # nothing on record
+    catalog.record([catalog.evaluate("E9")])
+    assert catalog.check("E9").verdict == "holds"
     (tmp_path / "verdicts.json").write_text('{"E9": "fails"}')
     with pytest.raises(AssertionError, match="E9 is on record as fails"):
-        claims.check("E9")
+        catalog.check("E9")
 
 
 def test_the_shipped_results_give_the_recorded_verdicts():
     store = Store()
-    assert {claim: claims.evaluate(claim, store).verdict for claim in claims.recorded()} == claims.recorded()
+    assert {claim: catalog.evaluate(claim, store).verdict for claim in catalog.recorded()} == catalog.recorded()

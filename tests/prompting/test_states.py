@@ -1,7 +1,6 @@
 """Internal states against flax's own layers and the predictors' outputs; their geometry against closed forms."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from reference import parameters, quick_jit
 from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.prompting import state_plots, states
+from bayesprompt.prompting.experiments import MIXTURE, SINGLE_COIN
 from bayesprompt.prompting.state_plots import TITLES, state_structure, states_under_prefixes, structure_and_prefixes
 from bayesprompt.prompting.states import (
     Components,
@@ -55,7 +55,7 @@ class Coins:
 
 @pytest.fixture
 def coins(monkeypatch):
-    monkeypatch.setattr(states, "RANDOM_COINS", Coins())
+    monkeypatch.setattr(states, "RANDOM_MIXTURE", Coins())
 
 
 def draw_prefix(architecture, kind):
@@ -262,14 +262,14 @@ def test_sequences_are_read_after_the_prefixes_in_turn():
 
 
 def test_the_stored_prefixes():
-    prefixes = tuned_prefixes(Store(), "single-coin", "lstm")
+    prefixes = tuned_prefixes(Store(), SINGLE_COIN, "lstm")
     assert list(prefixes) == ["NoTuning", "HardPT", "SimplexPT", "RealPT", "SoftPT"]
     assert prefixes["NoTuning"] == [NO_PREFIX]
     assert [len(prefixes[m]) for m in ("HardPT", "SimplexPT", "RealPT", "SoftPT")] == [1, 10, 10, 10]
     assert all(prefix.embeddings.shape == (6, 128) and prefix.inputs is None for prefix in prefixes["SoftPT"])
     np.testing.assert_allclose([prefix.inputs.sum(1) for prefix in prefixes["SimplexPT"]], 1.0, rtol=1e-6)
     assert set(np.unique(prefixes["HardPT"][0].inputs)) == {0.0, 1.0}
-    missing = tuned_prefixes(Store(shipped=None), "single-coin", "lstm")
+    missing = tuned_prefixes(Store(shipped=None), SINGLE_COIN, "lstm")
     assert [m for m, found in missing.items() if found is None] == ["HardPT", "SimplexPT", "RealPT", "SoftPT"]
 
 
@@ -313,8 +313,6 @@ def small(monkeypatch, coins):
         hard, soft = draw_prefix(sizes, "hard"), draw_prefix(sizes, "soft")
         return {"NoTuning": [NO_PREFIX], "HardPT": [hard], "SimplexPT": None, "RealPT": [hard], "SoftPT": [soft] * 2}
 
-    experiment = SimpleNamespace(target=Coins())
-    monkeypatch.setattr(state_plots, "EXPERIMENTS", {"single-coin": experiment, "two-coins": experiment})
     monkeypatch.setattr(state_plots, "STEPS", 8)
     monkeypatch.setattr(state_plots, "SEQUENCES", 4)
     monkeypatch.setattr(state_plots, "load_ordered", load)
@@ -324,7 +322,7 @@ def small(monkeypatch, coins):
 
 
 def test_each_prefix_gets_a_panel_with_its_end_marked_or_is_said_to_be_missing(small):
-    figure = states_under_prefixes(Store(shipped=None), "two-coins", architecture="lstm")
+    figure = states_under_prefixes(Store(shipped=None), MIXTURE, architecture="lstm")
     assert [ax.get_title() for ax in figure.axes] == ["NoTuning", "HardPT", "SimplexPT", "RealPT", "SoftPT"]
     network = state_plots.load_ordered(None, "lstm")
     for ax, prefix in zip(figure.axes, tuned_prefixes_of(network), strict=True):
@@ -340,19 +338,19 @@ def test_each_prefix_gets_a_panel_with_its_end_marked_or_is_said_to_be_missing(s
 
 
 def tuned_prefixes_of(network):
-    return [found and found[0] for found in state_plots.tuned_prefixes(None, "two-coins", "lstm").values()]
+    return [found and found[0] for found in state_plots.tuned_prefixes(None, MIXTURE, "lstm").values()]
 
 
 def test_both_networks_and_all_parts_are_drawn(small):
-    assert len(states_under_prefixes(Store(shipped=None), "single-coin").axes) == 10
-    words = texts(structure_and_prefixes(Store(shipped=None), "two-coins"))
+    assert len(states_under_prefixes(Store(shipped=None), MIXTURE).axes) == 10
+    words = texts(structure_and_prefixes(Store(shipped=None), MIXTURE))
     for name in TITLES.values():
         assert f"{name}, by step n" in words and f"{name}, by share of heads" in words
     assert words.count("not computed") == 2 and "SoftPT" in words
 
 
 def test_without_stored_networks_every_panel_says_so():
-    for draw, panels in ((state_structure, 4), (lambda store: states_under_prefixes(store, "two-coins"), 10)):
+    for draw, panels in ((state_structure, 4), (lambda store: states_under_prefixes(store, SINGLE_COIN), 10)):
         words = texts(draw(Store(shipped=None)))
         assert words.count("not computed") == panels and "no stored results" in words
     state_plots.plt.close("all")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from bayesprompt.checks import UserError
 from bayesprompt.prompting import sweeps
 from bayesprompt.prompting.experiments import SWEEPS
 from bayesprompt.prompting.sweeps import places, sweep_cells, sweep_curves, sweep_regret
@@ -16,11 +17,11 @@ matplotlib.use("Agg")
 @pytest.fixture
 def stored(monkeypatch):
     """Cells whose regret at step n is n times the prefix length, in repetitions x 1, 2, 4; none at prefix length 3."""
-    lengths = {name: value for value, name in SWEEPS["prefix-length"].experiments.items()}
+    lengths = {e.name: value for value, e in SWEEPS["prefix-length"].experiments.items()}
 
     def load(cell, store):
         assert (cell.architecture, cell.method, cell.scale) == ("lstm", "SoftPT", "quick")
-        if (length := lengths[cell.experiment]) == 3:
+        if (length := lengths[cell.experiment.name]) == 3:
             return None
         regret = np.outer([1.0, 2.0, 4.0], np.arange(1, 201)) * length
         return xr.Dataset({"regret": (("repetition", "n"), regret)}, {"n": np.arange(1, 201)})
@@ -30,7 +31,7 @@ def stored(monkeypatch):
 
 @pytest.mark.usefixtures("stored")
 def test_each_value_has_the_regret_of_its_own_cell():
-    found = sweep_regret(Store(), "prefix-length", "lstm", "SoftPT", n=50)
+    found = sweep_regret(Store(), SWEEPS["prefix-length"], "lstm", "SoftPT", n=50)
     np.testing.assert_array_equal(found.values, [1, 2, 3, 6, 12, 25])
     there = np.array([1, 2, np.nan, 6, 12, 25])
     np.testing.assert_allclose(found.median, 50 * 2 * there)
@@ -40,7 +41,7 @@ def test_each_value_has_the_regret_of_its_own_cell():
 
 @pytest.mark.usefixtures("stored")
 def test_a_picture_shows_medians_and_names_what_is_missing():
-    ax = sweep_curves(Store(), "prefix-length", "lstm", n=10)
+    ax = sweep_curves(Store(), SWEEPS["prefix-length"], "lstm", n=10)
     curve, *repetitions = ax.lines
     np.testing.assert_allclose(curve.get_xydata()[[0, 1, 3]], [(1, 20), (2, 40), (6, 120)])
     assert np.isnan(curve.get_ydata()[2])
@@ -50,13 +51,13 @@ def test_a_picture_shows_medians_and_names_what_is_missing():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3", "6", "12", "25"]
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
 @pytest.mark.parametrize("architecture", ["lstm", "transformer"])
 def test_an_empty_store_has_a_picture_of_nothing(sweep, architecture, tmp_path):
     empty = Store(tmp_path, shipped=None)
     ax = sweep_curves(empty, sweep, architecture)
-    for method in SWEEPS[sweep].methods:
-        assert set(sweep_cells(empty, sweep, architecture, method)) == set(SWEEPS[sweep].experiments)
+    for method in sweep.methods:
+        assert set(sweep_cells(empty, sweep, architecture, method)) == set(sweep.experiments)
         assert np.isnan(sweep_regret(empty, sweep, architecture, method)[1:]).all()
         assert f"not computed: {method}" in ax.get_xlabel().splitlines()
     matplotlib.pyplot.close(ax.figure)
@@ -68,9 +69,7 @@ def test_infinitely_many_have_a_place_behind_the_others():
 
 
 def test_what_is_no_sweep():
-    with pytest.raises(ValueError, match="^sweep = two-coins: one of prefix-length, "):
-        sweep_regret(Store(), "two-coins", "lstm", "SoftPT")
-    with pytest.raises(ValueError, match="^method = FullWT: not part of experiment bias "):
-        sweep_regret(Store(), "bias", "lstm", "FullWT")
-    with pytest.raises(ValueError, match="^architecture = gru: must be one of "):
-        sweep_cells(Store(), "bias", "gru", "SoftPT")
+    with pytest.raises(UserError, match="^method = FullWT: must be one of HardPT, SoftPT$"):
+        sweep_regret(Store(), SWEEPS["bias"], "lstm", "FullWT")
+    with pytest.raises(UserError, match="^architecture = gru: must be one that SoftPT exists on$"):
+        sweep_cells(Store(), SWEEPS["bias"], "gru", "SoftPT")

@@ -1,32 +1,57 @@
-"""Stored cells: loading them with what belongs to them, and taking those of another machine."""
+"""Stored cells: what is kept of a result, and loading it with what belongs to it."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import xarray as xr
 
 from bayesprompt.lab.experiment import Cell, Experiment
 from bayesprompt.models.predictor import Params, Predictor
-from bayesprompt.store import (
-    LOG,
-    RefusedFileError,
-    Store,
-    load_arrays,
-    read_dataset,
-    tree_hash,
-    write_atomically,
-)
+from bayesprompt.store import LOG, RefusedFileError, Store, load_arrays, read_arrays, read_dataset, tree_hash
+
+# Tuning losses are stored as means over stretches of steps of equal length, at most this many.
+STRETCHES = 250
 
 
 def load_cell(cell: Cell, store: Store) -> xr.Dataset | None:
     """Return a finished cell of exactly today's configuration and of the store's own base network, or None."""
-    if cell.base is None:
-        return store.load(cell.name, cell.config())
-    base = load_cell(cell.base, store)
-    return None if base is None else store.load(cell.name, cell.config(base.attrs["network"]))
+    base = None if cell.base is None else load_cell(cell.base, store)
+    if base is None and cell.base is not None:
+        return None
+    found = store.load(cell.name, cell.config(None if base is None else base.attrs["network"]))
+    return None if found is None else condense(found)
+
+
+def condense(dataset: xr.Dataset, n: int = 50) -> xr.Dataset:
+    """Return what is kept of a cell's results; a cell that was stored whole, as earlier versions did, becomes the same.
+
+    Networks compute in float32, and so are regrets kept. Of the repetitions' tabulated predictions there remain those
+    of the repetition with the median regret at step n (or the last), and their mean. Tuning losses become means over
+    stretches of steps, named by their last.
+    """
+    narrow = {k: v.astype(np.float32) for k, v in dataset.data_vars.items() if v.dtype == np.float64}
+    dataset = dataset.assign(narrow)
+    if "prediction" in dataset and "repetition" in dataset.prediction.dims:
+        each = dataset.prediction
+        order = np.argsort(dataset.regret.sel(n=min(n, int(dataset.n[-1]))).values, kind="stable")
+        dataset = dataset.assign(prediction=each[order[len(order) // 2]])
+        if len(order) > 1:
+            dataset = dataset.assign(mean_prediction=each.mean("repetition"))
+    if "tuning_step" in dataset.dims and "tuning_step" not in dataset.coords:
+        loss, steps = dataset.tuning_loss, dataset.sizes["tuning_step"]
+        size = stretch(steps, STRETCHES)
+        means = loss.values.reshape(*loss.shape[:-1], -1, size).mean(-1)
+        ends = np.arange(size, steps + 1, size, dtype=np.int32)
+        dataset = dataset.drop_vars("tuning_loss").assign(tuning_loss=(loss.dims, means, loss.attrs))
+        dataset = dataset.assign_coords(tuning_step=ends)
+    return dataset
+
+
+def stretch(steps: int, most: int) -> int:
+    """Return the length of equal stretches that divide so many steps into at most `most`."""
+    return next(size for size in range(max(1, -(-steps // most)), steps + 1) if steps % size == 0)
 
 
 def load_methods(
@@ -71,36 +96,16 @@ def load_network(cell: Cell, store: Store) -> tuple[Predictor, Params] | None:
     return None if params is None else (cell.predictor, params)
 
 
-def merge_cells(folder: Path, store: Store, named: Callable[[str], Cell | None]) -> list[tuple[str, str]]:
-    """Copy finished cells from another machine's folder into the store's; tell what became of each.
-
-    `named` finds a cell by its files' stem. Refused is a file that is damaged, that is no cell of this version, or
-    whose base network is not the store's own. Networks are taken before what is tuned on them.
-    """
-    other, outcomes = Store(folder, shipped=None), []
-    found = {path: named(path.name.removesuffix(".nc")) for path in folder.glob("*.nc")}
-    for path in sorted(found, key=lambda p: (found[p] is None or not found[p].makes_network, p.name)):
-        stem = path.name.removesuffix(".nc")
-        try:
-            if found[path] is None:
-                raise RefusedFileError(f"{stem} = not the name of a cell")
-            outcomes.append((stem, _merge_cell(found[path], path, other, store)))
-        except RefusedFileError as error:
-            outcomes.append((stem, f"refused: {error}"))
-    return outcomes
-
-
-def _merge_cell(cell: Cell, path: Path, other: Store, store: Store) -> str:
-    if (mine := load_cell(cell, store)) is not None:
-        same = mine.attrs["checksum"] == read_dataset(path).attrs["checksum"]
-        return "there already" if same else "kept ours: there already, with other numbers"
-    base = None if cell.base is None else load_cell(cell.base, store)
-    if base is None and cell.base is not None:
-        raise RefusedFileError(f"{path} = tuned on a base network that is not here: merge that cell first")
-    read_dataset(path, cell.config(None if base is None else base.attrs["network"]))
-    if cell.makes_network and load_network(cell, other) is None:
-        raise RefusedFileError(f"{path} = without its network's arrays, or with others: not used; it is kept")
-    for suffix in (".safetensors", ".nc"):
-        if (source := path.with_name(cell.name + suffix)).exists():
-            write_atomically(store.folder / source.name, lambda temporary, s=source: shutil.copyfile(s, temporary))
-    return "taken"
+def problem_with(path: Path, cell: Cell | None, store: Store) -> str | None:
+    """Return in one line why a file of results would not be used, or None; `cell` is the one that it is named after."""
+    if cell is None:
+        return f"{path} = not the name of a cell: not used; it is kept"
+    try:
+        (read_dataset if path.suffix == ".nc" else read_arrays)(path)
+    except RefusedFileError as error:
+        return str(error)
+    except FileNotFoundError:
+        return f"{path} = a link that leads nowhere: not used; it is kept"
+    if load_cell(cell, store) is None:
+        return f"{path} = of another configuration or base network: not used; it is kept"
+    return None

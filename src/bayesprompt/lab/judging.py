@@ -109,15 +109,15 @@ class Judgement:
 
 
 class Results:
-    """Paper-scale results as a claim reads them; remembers which cells were used and which are missing."""
+    """Results as a claim reads them; remembers which cells were used and which are missing."""
 
-    def __init__(self, store: Store, experiments: Mapping[str, Experiment]) -> None:
-        """Read cells of these experiments, by their names, from `store`."""
-        self.store, self.experiments, self.used, self.missing = store, experiments, {}, {}
+    def __init__(self, store: Store, experiments: Mapping[str, Experiment], scale: str = "paper") -> None:
+        """Read cells of these experiments, by their names, from `store`; claims are judged at paper scale."""
+        self.store, self.experiments, self.scale, self.used, self.missing = store, experiments, scale, {}, {}
 
     def cell(self, experiment: str, architecture: str, method: str) -> xr.Dataset | None:
-        """Return a paper-scale cell of seed 0, or None."""
-        cell = Cell(self.experiments[experiment], architecture, method)
+        """Return a cell of seed 0, or None."""
+        cell = Cell(self.experiments[experiment], architecture, method, self.scale)
         dataset = load_cell(cell, self.store)
         (self.missing if dataset is None else self.used)[cell.name] = dataset
         return dataset

@@ -210,12 +210,12 @@ def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, to
     wanted = {m: d for m, d in datasets.items() if m in METHODS and m != "HardPT"}
     ends = {}
     for method, dataset in _present(wanted, "tuning_loss").items():
-        loss = dataset["tuning_loss"].values
-        part = max(1, min(smooth, loss.shape[1] // 10))
+        loss, steps = dataset["tuning_loss"].values, dataset["tuning_step"].values
+        part = max(1, min(smooth // int(steps[0]), loss.shape[1] // 10))  # stored losses in one point
         mean = loss[:, : loss.shape[1] // part * part].reshape(len(loss), -1, part).mean(-1)
-        _curves(ax, method, part * (np.arange(mean.shape[1]) + 0.5), mean)
+        _curves(ax, method, part * int(steps[0]) * (np.arange(mean.shape[1]) + 0.5), mean)
         ends[method] = float(np.median(mean[:, -1]))
-        ax.set_xlim(0, max(loss.shape[1], ax.get_xlim()[1] if len(ends) > 1 else 0))
+        ax.set_xlim(0, max(int(steps[-1]), ax.get_xlim()[1] if len(ends) > 1 else 0))
     ax.set_ylim(top=top)
     _label_ends(ax, ends, stand_ins(datasets))
     ax.set(xlabel="tuning step" + _missing_note(wanted, ax), ylabel="log-loss (nats a sequence)")

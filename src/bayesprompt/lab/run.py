@@ -8,8 +8,9 @@ import jax
 import xarray as xr
 from jax.experimental import multihost_utils
 
-from bayesprompt.lab.cells import load_cell, load_network
+from bayesprompt.lab.cells import condense, load_cell, load_network
 from bayesprompt.lab.experiment import Cell, Run
+from bayesprompt.provenance import provenance
 from bayesprompt.store import Store, tree_hash
 
 
@@ -21,22 +22,29 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
     """
     if cell.base is not None:
         run_cell(cell.base, store)
+    if (found := _finished(cell, store)) is not None:
+        return found
     with _alone(cell, store):
-        found = load_cell(cell, store)
-        if found is not None and (not cell.makes_network or load_network(cell, store)):
+        if (found := _finished(cell, store)) is not None:
             return found
-        began = time.monotonic()
+        began, origin = time.monotonic(), provenance()
         network = None if cell.base is None else load_network(cell, store)
         config = cell.config(network and tree_hash(network[1]))
         dataset, arrays = cell.experiment.compute(Run(cell, config, network, store, progress))
+        dataset = condense(dataset)
         if arrays is not None:
             dataset = dataset.assign_attrs({"network" if cell.makes_network else "arrays": tree_hash(arrays)})
         if _first_host():
             if arrays is not None:
                 store.save_arrays(cell.name, arrays)
-            dataset = store.save(cell.name, dataset, config, time.monotonic() - began)
+            dataset = store.save(cell.name, dataset, config, time.monotonic() - began, origin)
             store.drop_checkpoints(cell.name, config)
     return dataset
+
+
+def _finished(cell: Cell, store: Store) -> xr.Dataset | None:
+    found = load_cell(cell, store)
+    return found if found is not None and (not cell.makes_network or load_network(cell, store)) else None
 
 
 @contextlib.contextmanager

@@ -102,12 +102,6 @@ def best_beta(target: Exchangeable, length: int, strength: float | int | None = 
     return BestBeta(float(a), float(b), curve(a, b))
 
 
-def median_prediction(dataset: xr.Dataset, n: int = 50) -> Float[np.ndarray, "seen heads"]:
-    """Return the tabulated P(heads) of the repetition with the median regret at step n."""
-    order = np.argsort(dataset.regret.sel(n=n).values)
-    return dataset.prediction.values[order[len(order) // 2]]
-
-
 def fitted_beliefs(datasets: Mapping[str, xr.Dataset | None], target: Exchangeable) -> dict[str, BetaFit]:
-    """Fit the closest Beta belief to each method's median repetition; methods without results are left out."""
-    return {m: fit_beta(median_prediction(d), target) for m, d in datasets.items() if d is not None}
+    """Fit the closest Beta belief to each method's stored predictions; methods without results are left out."""
+    return {m: fit_beta(d.prediction.values, target) for m, d in datasets.items() if d is not None}

@@ -37,7 +37,7 @@ RELATIVE = 1e-5  # float32, relative to the largest entry of the reference
 
 def _coin_transformer(results: Results):
     """The tuned soft prefixes of the single coin (R, L, D), their network, and 16 sequences of 50 flips; or None."""
-    cell = Cell(SINGLE_COIN, "transformer", "SoftPT")
+    cell = Cell(SINGLE_COIN, "transformer", "SoftPT", results.scale)
     dataset = results.cell("single-coin", *cell[1:3])
     found = load_network(cell, results.store) if dataset is not None else None
     return None if found is None else (dataset.prefix.values, *found, evaluation_data(cell)[0][:16, :50])
@@ -70,7 +70,7 @@ def _digit_readings(results: Results, experiment: str) -> Iterator[Reading] | No
 
 def _digit_models(results: Results, experiment: str, method: str = "PrefixTuning"):
     """Sizes; for each task (params, prefix), and 1000 held-out inputs with answers; None where something is missing."""
-    cell = Cell(DIGIT_EXPERIMENTS[experiment], "gpt", method)
+    cell = Cell(DIGIT_EXPERIMENTS[experiment], "gpt", method, results.scale)
     if results.cell(experiment, "gpt", method) is None or (tuned := load_tuned(cell, results.store)) is None:
         return None
     inputs = held_out_inputs(cell)[:1000]

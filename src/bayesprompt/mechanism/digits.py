@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from bayesprompt.lab.cells import load_arrays_of, load_cell, load_network
+from bayesprompt.lab.cells import load_arrays_of, load_cell, load_network, stretch
 from bayesprompt.lab.experiment import Cell, Result, Run
 from bayesprompt.models.gpt import GPT, decode, make_gpt
 from bayesprompt.models.predictor import Params, Predictor
@@ -130,7 +130,7 @@ class DigitExperiment:
         given = (config, cell.key(key), repetitions, run.checkpoint(), run.progress, self.base is not None)
         phi, loss = fit(cell.predictor, tuner, base, source, *given)
         models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(repetitions)]
-        loss = loss.reshape(repetitions, -1, stretch(config.steps)).mean(axis=-1)
+        loss = loss.reshape(repetitions, -1, stretch(config.steps, STRETCHES)).mean(axis=-1)
         dataset = xr.Dataset(
             {
                 "tuning_loss": (("repetition", "stretch"), loss, {"units": "nats a token"}),
@@ -175,11 +175,6 @@ def load_models(experiment: DigitExperiment, method: str, store: Store, scale: s
     """Return a cell's models at this scale, or else at quick scale, or None."""
     each = (load_tuned(Cell(experiment, "gpt", method, at), store) for at in dict.fromkeys((scale, "quick")))
     return next((tuned for tuned in each if tuned is not None), None)
-
-
-def stretch(steps: int) -> int:
-    """Return over how many steps each stored loss is a mean."""
-    return next(n for n in range(max(1, -(-steps // STRETCHES)), steps + 1) if steps % n == 0)
 
 
 def held_out_inputs(cell: Cell) -> Int[np.ndarray, "inputs 10"]:

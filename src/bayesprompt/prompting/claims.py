@@ -141,7 +141,7 @@ def _g14(results: Results) -> Iterator[Part]:
 
 def _g15(results: Results) -> Iterator[Part]:
     for network in NETWORKS:
-        cell = Cell(PRETRAINING, network, "Pretrained")
+        cell = Cell(PRETRAINING, network, "Pretrained", results.scale)
         there = results.cell("pretraining", network, "Pretrained") is not None
         found = load_network(cell, results.store) if there else None
         order = ordering(*found, jax.random.key(0)) if found else None

@@ -1,0 +1,5 @@
+"""`python -m bayesprompt` is the command line."""
+
+from bayesprompt.cli import main
+
+main()
