@@ -1,0 +1,1 @@
+"""The bench: experiments as objects, their cells, running and judging them."""

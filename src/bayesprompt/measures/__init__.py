@@ -1,0 +1,1 @@
+"""NumPy in, numbers out: regret, beliefs, the algebra of attention."""

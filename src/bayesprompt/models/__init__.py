@@ -1,0 +1,1 @@
+"""Networks as sequential predictors, and what they read before the data."""

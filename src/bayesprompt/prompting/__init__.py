@@ -1,0 +1,1 @@
+"""The experiments of Genewein et al. (2025)."""
