@@ -1,7 +1,7 @@
 """The papers' claims as tests on stored results; the thresholds were fixed before any result existed.
 
 A claim is judged at paper scale only. It fails as soon as one of its parts does, and holds once all of them do; while a
-cell that it needs is missing it is not judged. Claims about exact mathematics are computed on the spot.
+cell that it needs is missing it is not judged. Claims about exact mathematics are on record, and tests compute them.
 """
 
 import json
