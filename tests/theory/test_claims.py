@@ -1,5 +1,6 @@
 """Claims of Genewein et al. (2025), Appendix E, about exact mathematics (E1 to E7, E9): each part is computed here."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from exact import hold
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bayesprompt import catalog
 from bayesprompt.lab.judging import EXACT, Part
@@ -17,7 +20,7 @@ from bayesprompt.theory import claims, countable, entropy, programs
 from bayesprompt.theory.bernoulli import Prior, oscillating_flips
 from bayesprompt.theory.product import ProductMixture, errors_of_samples
 from bayesprompt.theory.shape import count_modes, is_log_concave, modes
-from bayesprompt.theory.solomonoff import StandIn, distances_after_samples, loop_code, loop_prints
+from bayesprompt.theory.solomonoff import StandIn, loop_code, loop_prints
 
 LONG = 100_000  # flips
 REACHES = 0.10  # nats above TargetBayes
@@ -82,13 +85,35 @@ def e3() -> Iterator[Part]:
         yield Part(f"{name}: P(next two flips are alike), a fair coin has 1/2", float(alike), ">=", 0.55)
 
 
+def random_program(seed: int, max_bits: int = 64) -> str:
+    """Flip a fair coin until a program of at most `max_bits` is complete, or start again: P(p) ~ 2 ** -bits."""
+    coin = np.random.default_rng(seed)
+    while True:
+        bits, prior, weight = "", None, 1.0
+        while prior is None and weight > 0 and len(bits) < max_bits:
+            bits += str(coin.integers(2))
+            prior, _, weight = programs.parse(bits)
+        if prior is not None:
+            return bits
+
+
+def identity_error(num_programs: int, length: int) -> float:
+    """Return the largest |xi(x | p) - zeta_w(x)| over random programs p, each of its prior w, and all short x."""
+    strings = ["".join(x) for n in range(1, length + 1) for x in itertools.product("01", repeat=n)]
+    counts, worst = np.array([(x.count("0"), x.count("1")) for x in strings]), 0.0
+    for program in map(random_program, range(num_programs)):
+        mixture = np.array([countable.conditional(program, x) for x in strings])
+        target = np.exp(programs.as_prior(programs.decode(program)[0]).log_evidence(counts))
+        worst = max(worst, float(abs(mixture - target).max()))
+    return worst
+
+
 def e4() -> Iterator[Part]:
     two = programs.EXAMPLES["two coins"]
     program = programs.encode(two)
     cut = [program[:length] for length in range(len(program))]
-    yield Part(
-        "50 programs, all x of up to 6 bits: largest |xi(x|p) - zeta(x)|", countable.identity_error(), "<=", 1e-12
-    )
+    error = identity_error(50, 6)
+    yield Part("50 programs, all x of up to 6 bits: largest |xi(x|p) - zeta(x)|", error, "<=", 1e-12)
     after = countable.total_variation(countable.futures(program, 8), two)
     yield Part("two coins, after their program: total variation over 8 flips", after, "<=", 1e-12)
     likely = max(countable.posterior(begin, program) for begin in cut)
@@ -118,13 +143,15 @@ def e5() -> Iterator[Part]:
 
 
 def e6() -> Iterator[Part]:
-    machine = StandIn(tuple(programs.EXAMPLES.values()), max_bits=15, growth="linear")
+    machine, two = StandIn(tuple(programs.EXAMPLES.values()), growth="linear"), programs.EXAMPLES["two coins"]
     bits = []
     for instructions in (".+", ".+.", "+.?>", ".+?+>"):
         cost = -machine.log_evidence(loop_prints(instructions, 64)) / math.log(2)
         bits.append(cost - 2 - len(loop_code(instructions)))
     yield Part("computable sequences, 64 tokens: bits of log-loss beyond the program's", max(bits), "<=", 0.0)
-    none, long = np.median(distances_after_samples(machine, 0, 8, [0, 1275]), axis=1)
+    prompts = machine.product.sample(0, 1275, 12, seed=0)
+    distances = [[countable.total_variation(machine.futures(x[:n], 8), two) for x in prompts] for n in (0, 1275)]
+    none, long = np.median(distances, axis=1)
     yield Part("two coins, 8 flips, no prompt: total variation", float(none), ">=", 0.1)
     yield Part("the same after 1275 tokens drawn from the target's product", float(long), "<=", 0.01)
     ratios = []
@@ -137,7 +164,7 @@ def e6() -> Iterator[Part]:
 def e7() -> Iterator[Part]:
     beliefs = {
         Prior.points((0.1, 0.5, 0.8), (0.5, 0.3, 0.2)): entropy.discrete_entropy,
-        entropy.doubted_fair_coin(0.01): entropy.discrete_entropy,
+        Prior.points((0.0, 0.5), (0.01, 0.99)): entropy.discrete_entropy,
         Prior.beta(1, 9): entropy.differential_entropy,
         Prior.gap(1 / 3, 2 / 3): entropy.differential_entropy,
     }
@@ -149,9 +176,9 @@ def e7() -> Iterator[Part]:
     off, low = 0.0, np.inf
     for peak in range(1, 21):
         epsilon = 1 / (1 + 2**peak)
-        doubted = entropy.doubted_fair_coin(epsilon)
+        doubted = Prior.points((0.0, 0.5), (epsilon, 1 - epsilon))
         along = entropy.entropy_along(doubted, np.ones(50, int), entropy.discrete_entropy)
-        off = max(off, abs(float(along.argmax()) - entropy.widest_prompt(epsilon)))
+        off = max(off, abs(float(along.argmax()) - math.log2((1 - epsilon) / epsilon)))
         low = min(low, float(along.max() - along[0]))
     yield Part("tails at the peak against log2((1 - eps)/eps), 20 values of eps", off, "<=", 1e-9)
     yield Part("smallest rise of the entropy up to the peak, nats", low, ">", 0.0)
@@ -169,6 +196,20 @@ def e9() -> Iterator[Part]:
 
 
 PARTS = {"E1": e1, "E2": e2, "E3": e3, "E4": e4, "E5": e5, "E6": e6, "E7": e7, "E9": e9}
+
+
+@given(st.integers(0, 10_000), st.text("01", max_size=30))
+def test_e4_programs_drawn_at_random(seed, x):
+    program = random_program(seed)
+    zeta = programs.marginal(programs.decode(program)[0], x.count("0"), x.count("1"))
+    assert countable.conditional(program, x) == pytest.approx(float(zeta), rel=1e-12, abs=1e-300)
+
+
+def test_programs_drawn_at_random_come_as_often_as_they_weigh():
+    drawn, words = [random_program(seed, 12) for seed in range(100)], programs.programs(12)
+    assert set(drawn) <= set(words)
+    share = 2.0**-3 / sum(2.0 ** -len(word) for word in words)  # of Beta(1, 1), three bits
+    assert abs(drawn.count("011") - 100 * share) < 4 * (100 * share * (1 - share)) ** 0.5
 
 
 @pytest.mark.parametrize("claim", PARTS)
