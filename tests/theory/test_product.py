@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bayesprompt.checks import UserError
 from bayesprompt.sources.coins import BetaCoins, Categorical, Coin, CoinMixture
-from bayesprompt.theory.product import GROWTHS, ProductMixture, errors_of_samples, heads_of, variation_between
+from bayesprompt.theory.product import GROWTHS, ProductMixture, heads_of, variation_between
 from bayesprompt.theory.programs import EXAMPLES, Beta, Known, Mix, as_prior, marginal
 
 NAMED = (EXAMPLES["two coins"], Beta(1, 1), Known(1, 3), Mix((1, 2), Beta(2, 1), Known(0, 1)))
@@ -112,17 +112,6 @@ def test_e5_errors_are_bounded_by_the_posterior_and_grow_with_the_horizon(growth
     assert here.total[0] <= here.learning[0] + here.segments[0] + 1e-12
     for near, far in zip(here, further, strict=True):
         assert near[0] <= far[0] + 1e-12
-
-
-@every_growth
-def test_e5_prompts_of_samples_approach_the_target(growth):
-    """And one prompt serves a short horizon, not a long one."""
-    mixture = MIXTURES[growth]
-    lengths = [mixture.boundaries(700)[place] for place in (0, len(mixture.boundaries(700)) // 2, -1)]
-    short = np.median(errors_of_samples(mixture, 0, 8, lengths, prompts=16).total, axis=1)
-    assert short[0] > 0.1 and short[2] < 0.01 and short[2] <= short[1]
-    long = np.median(errors_of_samples(mixture, 0, 64, [lengths[1]], prompts=16).total)
-    assert long > 3 * short[1]
 
 
 def test_samples_have_the_distribution_of_the_product():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bayesprompt.measures.regret import best_hard_prompt, exact_regret
-from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture
+from bayesprompt.sources.coins import CoinMixture
 from bayesprompt.theory.bernoulli import Prior
 from bayesprompt.theory.shape import count_modes, is_log_concave, modes
 
@@ -90,25 +90,9 @@ def test_count_modes_is_a_table_over_prefixes():
         count_modes(prior, -1)
 
 
-@pytest.mark.parametrize("name", ["uniform", "tent"])
-def test_e2_after_no_prefix_up_to_length_20_has_a_log_concave_prior_two_modes(name):
-    table = count_modes(LOG_CONCAVE[name], 20)
-    heads, tails = np.indices(table.shape)
-    assert (table[heads + tails <= 20] == 1).all() and (table[heads + tails > 20] == -1).all()
-
-
 def test_e2_the_arcsine_prior_has_two_modes_before_any_data_only():
     table = count_modes(Prior.beta(0.5, 0.5), 20)
     assert table[0, 0] == 2 and (table == 2).sum() == 1
-
-
-def test_e2_no_prompt_takes_a_uniform_prior_to_two_coins():
-    mixture = CoinMixture((0.2, 0.8), (0.5, 0.5))
-    own = exact_regret(mixture, mixture, 50)[-1]
-    exactly = [best_hard_prompt(BetaCoins(), mixture, length, 50).regret[-1] for length in range(51)]
-    assert [round(exactly[length], 2) for length in (0, 6, 50)] == [1.48, 1.96, 5.28]
-    assert min(exactly) == exactly[0] and exactly[0] - own > 0.78, "of at most L tokens, the best is none"
-    assert exactly[50] < exact_regret(Coin(0.5), mixture, 50)[-1], "what the one coin that is left would cost"
 
 
 def test_e2_the_best_hard_prompt_of_a_prior_is_the_best_of_all_sequences():
