@@ -150,7 +150,7 @@ def recorded(claim: str) -> list[Part]:
 
 
 def exact_claims(statements: dict[str, str]) -> dict[str, Claim]:
-    """Make claims about exact mathematics of what they say: their parts are on record."""
+    """Return claims about exact mathematics, given what they say; their parts are read from the record."""
     return {
         claim: (statement, "exact", lambda _, claim=claim: iter(recorded(claim)))
         for claim, statement in statements.items()

@@ -55,8 +55,7 @@ def _p10(results: Results) -> Iterator[Part]:
     yield Part("accuracy: prefix", _accuracy(results, "lora-control", "PrefixTuning", task, task), "<=", 0.02)
 
 
-# tests/mechanism/test_exact_claims.py computes these.
-EXACT = exact_claims(
+_EXACT = exact_claims(  # tests/mechanism/test_exact_claims.py computes them
     {
         "P1": "One virtual token generates any of V^N sequences, one real token at most V.",
         "P2": "One virtual token realises any map of a token.",
@@ -64,7 +63,7 @@ EXACT = exact_claims(
         "P4": "Two layers and one virtual token realise any map of two tokens.",
     }
 )
-CLAIMS: dict[str, Claim] = EXACT | {
+CLAIMS: dict[str, Claim] = _EXACT | {
     "P7": ("One row cannot turn a sorter around (Table 1).", "paper", _p7),
     "P8": ("One row elicits any of four skills (Table 2).", "paper", _p8),
     "P9": ("Longer prefixes combine skills, and learn no new attention (Table 3).", "paper", _p9),
