@@ -1,7 +1,8 @@
 """All that the book has, by name: experiments, sweeps, claims and figures. Only here does a string become an object.
 
 A claim is judged at paper scale only. It fails as soon as one of its parts does, and holds once all of them do; while a
-cell that it needs is missing it is not judged. The thresholds were fixed before any result existed.
+cell that it needs is missing it is not judged. Claims about exact mathematics are on record, and tests compute them.
+The thresholds were fixed before any result existed.
 """
 
 import json

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 from bayesprompt.measures.regret import best_hard_prompt, exact_regret
-from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture
+from bayesprompt.sources.coins import CoinMixture
 from bayesprompt.theory.bernoulli import Prior
 from bayesprompt.theory.shape import count_modes, is_log_concave, modes
+
+
+def steps(edges, weights):
+    """Uniform between neighbouring edges."""
+    return Prior.mixture([Prior.uniform(*ends) for ends in itertools.pairwise(edges)], weights)
+
 
 TENT = Prior.mixture([Prior.beta(2, 1, 0, 0.5), Prior.beta(1, 2, 0.5, 1)], (0.5, 0.5))
 LOG_CONCAVE = {
@@ -30,7 +36,7 @@ NOT_LOG_CONCAVE = {
     "point in a density": Prior.mixture([Prior.points((0.5,), (1.0,)), Prior.uniform()], (0.5, 0.5)),
     "two peaks": Prior.mixture([Prior.beta(4, 16), Prior.beta(16, 4)], (0.5, 0.5)),
     "one peak, one shoulder": Prior.mixture([Prior.beta(2, 9), Prior.uniform(0.5, 1)], (0.8, 0.2)),
-    "steps down": Prior.piecewise((0, 0.5, 1), (0.75, 0.25)),
+    "steps down": steps((0, 0.5, 1), (0.75, 0.25)),
     "valley": Prior.mixture([Prior.beta(1, 2, 0, 0.5), Prior.beta(2, 1, 0.5, 1)], (0.5, 0.5)),
 }
 
@@ -55,9 +61,9 @@ def test_modes_by_calculus():
     assert modes(Prior.uniform(0.2, 0.6)) == pytest.approx([0.4])
     assert modes(Prior.uniform(0.2, 0.6).posterior(1, 0)).tolist() == [0.6]
     assert modes(TENT).tolist() == [0.5] and modes(TENT.posterior(2, 0)) == pytest.approx([2 / 3], abs=1e-12)
-    assert modes(Prior.piecewise((0, 0.1, 0.2, 0.3, 1), (0.1, 0.3, 0.1, 0.5))) == pytest.approx([0.15])
+    assert modes(steps((0, 0.1, 0.2, 0.3, 1), (0.1, 0.3, 0.1, 0.5))) == pytest.approx([0.15])
     # flat where lines add up, a single piece of lower density within higher ones
-    assert modes(Prior.piecewise((0, 0.2, 0.4, 1), (0.2, 0.1, 0.7))) == pytest.approx([0.1, 0.7])
+    assert modes(steps((0, 0.2, 0.4, 1), (0.2, 0.1, 0.7))) == pytest.approx([0.1, 0.7])
 
 
 @pytest.mark.parametrize("heads, tails", [(0, 0), (2, 2), (6, 1), (15, 15), (40, 40), (100, 30)])
@@ -80,15 +86,8 @@ def test_count_modes_is_a_table_over_prefixes():
     prior = Prior.points((0.0, 0.5), (0.5, 0.5))
     assert count_modes(prior, 2).tolist() == [[2, 2, 2], [1, 1, -1], [1, -1, -1]]
     assert count_modes(Prior.points((0.0,), (1.0,)), 1).tolist() == [[1, 1], [0, -1]]
-    with pytest.raises(ValueError, match="^length = -1: an integer >= 0$"):
+    with pytest.raises(ValueError, match="^length = -1: "):
         count_modes(prior, -1)
-
-
-@pytest.mark.parametrize("name", ["uniform", "tent"])
-def test_e2_after_no_prefix_up_to_length_20_has_a_log_concave_prior_two_modes(name):
-    table = count_modes(LOG_CONCAVE[name], 20)
-    heads, tails = np.indices(table.shape)
-    assert (table[heads + tails <= 20] == 1).all() and (table[heads + tails > 20] == -1).all()
 
 
 def test_e2_the_arcsine_prior_has_two_modes_before_any_data_only():
@@ -96,20 +95,12 @@ def test_e2_the_arcsine_prior_has_two_modes_before_any_data_only():
     assert table[0, 0] == 2 and (table == 2).sum() == 1
 
 
-def test_e2_no_prompt_takes_a_uniform_prior_to_two_coins():
-    mixture = CoinMixture((0.2, 0.8), (0.5, 0.5))
-    own = exact_regret(mixture, mixture, 50)[-1]
-    exactly = [best_hard_prompt(BetaCoins(), mixture, length, 50).regret[-1] for length in range(51)]
-    assert [round(exactly[length], 2) for length in (0, 6, 50)] == [1.48, 1.96, 5.28]
-    assert min(exactly) == exactly[0] and exactly[0] - own > 0.78, "of at most L tokens, the best is none"
-    assert exactly[50] < exact_regret(Coin(0.5), mixture, 50)[-1], "what the one coin that is left would cost"
-
-
 def test_e2_the_best_hard_prompt_of_a_prior_is_the_best_of_all_sequences():
     gap, mixture = Prior.gap(0.2, 0.8), CoinMixture((0.2, 0.8), (0.5, 0.5))
     best = best_hard_prompt(gap, mixture, 4, 10)
-    regrets = {x: exact_regret(gap.read(np.array(x)), mixture, 10)[-1] for x in itertools.product((0, 1), repeat=4)}
-    assert best.regret[-1] == pytest.approx(min(regrets.values()), abs=1e-10)
+    sequences = itertools.product((0, 1), repeat=4)
+    regrets = [exact_regret(gap.posterior(x.count(0), x.count(1)), mixture, 10)[-1] for x in sequences]
+    assert best.regret[-1] == pytest.approx(min(regrets), abs=1e-10)
     assert best.counts == (2, 2)
 
 

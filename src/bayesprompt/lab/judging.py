@@ -1,6 +1,7 @@
-"""What a claim is made of: comparisons, and the stored results that they read."""
+"""What a claim is made of: comparisons, and the stored results or the record that they read."""
 
 import html
+import json
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ import xarray as xr
 
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.experiment import Cell, Experiment
-from bayesprompt.store import Store
+from bayesprompt.store import SHIPPED, Store
 
+EXACT = SHIPPED / "exact.json"  # the parts of claims about exact mathematics; tests compute and compare them
 _RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 
@@ -89,7 +91,7 @@ class Judgement:
     def provenance(self) -> str:
         """Scale, device, date and commit in one line."""
         if self.scale == "exact":
-            return "exact: computed on the spot"
+            return "exact: as recorded; the tests compute it again"
         known = [x for x in (f"{self.scale} scale", self.device, self.date, self.commit and self.commit[:12]) if x]
         more = f" and {len(self.missing) - 3} more" if len(self.missing) > 3 else ""
         waiting = f"; missing: {', '.join(self.missing[:3])}{more}" if self.missing else ""
@@ -141,6 +143,19 @@ def minus(a: float | None, b: float | None) -> float | None:
 
 # A claim: what it says, the scale it is judged at ("paper" or "exact"), and its comparisons.
 Claim = tuple[str, str, Callable[[Results], Iterator[Part]]]
+
+
+def recorded(claim: str) -> list[Part]:
+    """Return the parts of a claim about exact mathematics from the record; KeyError for any other claim."""
+    return [Part(**part) for part in json.loads(EXACT.read_text())[claim]]
+
+
+def exact_claims(statements: dict[str, str]) -> dict[str, Claim]:
+    """Return claims about exact mathematics, given what they say; their parts are read from the record."""
+    return {
+        claim: (statement, "exact", lambda _, claim=claim: iter(recorded(claim)))
+        for claim, statement in statements.items()
+    }
 
 
 def evaluate(name: str, claim: Claim, results: Results) -> Judgement:

@@ -1,62 +1,11 @@
 """Claims of Petrov et al. (2024) on what prompts and prefixes can do: constructions, tables, a language model."""
 
-import itertools
 from collections.abc import Iterator
 
-import numpy as np
-
-from bayesprompt.lab.judging import Claim, Part, Results
-from bayesprompt.mechanism import constructions
-from bayesprompt.mechanism.constructions import generate
+from bayesprompt.lab.judging import Claim, Part, Results, exact_claims
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
 from bayesprompt.mechanism.language.one_token import reached_by_length
 from bayesprompt.sources.digits import PRETRAINING_TASKS, TASKS
-
-
-def _all_rows(values: int, length: int) -> np.ndarray:
-    return np.array(list(itertools.product(range(values), repeat=length)))
-
-
-def _p1(_: Results) -> Iterator[Part]:
-    rng = np.random.default_rng(0)
-    for V, N, texts in ((2, 8, _all_rows(2, 8)), (4, 4, _all_rows(4, 4)), (8, 8, rng.integers(8, size=(200, 8)))):
-        network = constructions.unconditional(V, N)
-        virtual = constructions.encode_sequence(texts, V)
-        written = generate(network, virtual, np.zeros((len(texts), 0), int), N)
-        missed = 1 - float((written == texts).all(1).mean())
-        yield Part(f"V = {V}, N = {N}: share of {len(texts)} sequences missed", missed, "<=", 0.0)
-        real = generate(network, np.zeros((V, 0, virtual.shape[-1])), np.arange(V)[:, None], N)
-        yield Part(f"V = {V}, N = {N}: sequences after one real token", float(len(np.unique(real, axis=0))), "<=", V)
-
-
-def _p2(_: Results) -> Iterator[Part]:
-    rng = np.random.default_rng(0)
-    for V, maps in ((3, _all_rows(3, 3)), (4, _all_rows(4, 4)), (10, rng.integers(10, size=(100, 10)))):
-        virtual = np.repeat(constructions.encode_map(maps), V, axis=0)
-        users = np.tile(np.arange(V), len(maps))[:, None]
-        said = generate(constructions.conditional(V), virtual, users, 1).reshape(maps.shape)
-        yield Part(f"V = {V}: share of {len(maps)} maps missed", 1 - float((said == maps).all(1).mean()), "<=", 0.0)
-
-
-def _p3(_: Results) -> Iterator[Part]:
-    rng = np.random.default_rng(0)
-    for V, N_0 in ((2, 3), (5, 4), (10, 6)):
-        network, missed = constructions.longer_responses(V, N_0), 0
-        for m in rng.integers(V, size=(20, V, N_0)):
-            virtual = np.repeat(constructions.encode_long_map(m)[None], V, axis=0)
-            missed += not (generate(network, virtual, np.arange(V)[:, None], N_0) == m).all()
-        yield Part(f"V = {V}, N_0 = {N_0}: random maps missed, of 20", float(missed), "<=", 0.0)
-
-
-def _p4(_: Results) -> Iterator[Part]:
-    rng = np.random.default_rng(0)
-    for V in (2, 3, 4, 5, 6):
-        maps = _all_rows(2, 4).reshape(-1, 2, 2) if V == 2 else rng.integers(V, size=(20, V, V))
-        network, pairs, missed = constructions.longer_inputs(V), _all_rows(V, 2), 0
-        for m in maps:
-            virtual = np.repeat(constructions.encode_pair_map(m)[None], len(pairs), axis=0)
-            missed += not (generate(network, virtual, pairs, 1)[:, 0] == m[tuple(pairs.T)]).all()
-        yield Part(f"V = {V}: maps of two tokens missed, of {len(maps)}", float(missed), "<=", 0.0)
 
 
 def _accuracy(results: Results, experiment: str, method: str, tuned: str | None, task: str) -> float | None:
@@ -144,11 +93,15 @@ def _p13(results: Results) -> Iterator[Part]:
     )
 
 
-CLAIMS: dict[str, Claim] = {
-    "P1": ("One virtual token generates any of V^N sequences, one real token at most V.", "exact", _p1),
-    "P2": ("One virtual token realises any map of a token.", "exact", _p2),
-    "P3": ("Several virtual tokens realise any map to sequences.", "exact", _p3),
-    "P4": ("Two layers and V virtual tokens realise any map of two tokens.", "exact", _p4),
+_EXACT = exact_claims(  # tests/mechanism/test_exact_claims.py computes them
+    {
+        "P1": "One virtual token generates any of V^N sequences, one real token at most V.",
+        "P2": "One virtual token realises any map of a token.",
+        "P3": "Several virtual tokens realise any map to sequences.",
+        "P4": "Two layers and one virtual token realise any map of two tokens.",
+    }
+)
+CLAIMS: dict[str, Claim] = _EXACT | {
     "P7": ("One row cannot turn a sorter around (Table 1).", "paper", _p7),
     "P8": ("One row elicits any of four skills (Table 2).", "paper", _p8),
     "P9": ("Longer prefixes combine skills, and learn no new attention (Table 3).", "paper", _p9),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from bayesprompt.checks import UserError
+from bayesprompt.checks import UserError, check_integer
 from bayesprompt.measures.attention import Head, attention_block
 
 # Neighbouring tokens' confidences differ by 1/V**2 where they should: beyond this V, float64 rounds them together.
@@ -31,7 +31,7 @@ class AttentionLayer(NamedTuple):
 
 
 class LinearLayer(NamedTuple):
-    """A linear layer x -> M x + b, followed by a ReLU or not."""
+    """A linear layer x -> M x + b, followed by a ReLU if `relu`."""
 
     M: Float[np.ndarray, "d_out d_in"]
     b: Float[np.ndarray, " d_out"]
@@ -47,13 +47,12 @@ class Construction(NamedTuple):
 
 
 def unconditional(V: int, N: int) -> Construction:
-    """Build A.1: one virtual token makes it write any of the V**N sequences of N tokens.
+    """Build A.1: one virtual token makes it write any of the V**N sequences of N tokens, whatever E is.
 
-    The choice of E does not matter for that. Ours has all V columns distinct. Raises ValueError for V outside 1..2**24
-    or N < 1.
+    Raises ValueError for V outside 1..2**24 or N < 1.
     """
-    _check_size("V", V, LARGEST_V, "neighbouring tokens' confidences differ by 1/V**2")
-    _check_size("N", N)
+    check_integer("V", V, 1, LARGEST_V)
+    check_integer("N", N, 1)
     zeros, eye, first = np.zeros((N, N)), np.eye(N), np.eye(1, N)
     fst = Head(_wide(np.zeros((1, N)), np.ones((1, N))), _wide(np.zeros((1, N)), first), _wide(eye, zeros))
     pos = Head(*(_wide(zeros, eye),) * 3)
@@ -67,7 +66,7 @@ def conditional(V: int) -> Construction:
 
     Raises ValueError for V outside 1..2**24.
     """
-    _check_size("V", V, LARGEST_V, "neighbouring tokens' confidences differ by 1/V**2")
+    check_integer("V", V, 1, LARGEST_V)
     value, none, eye = _wide(np.eye(V), np.zeros((V, 2))), np.zeros((1, V)), np.eye(2)
     fst = Head(_wide(none, np.ones((1, 2))), _wide(none, np.eye(1, 2)), value)
     val = Head(*(_wide(np.zeros((2, V)), eye),) * 2, value)
@@ -79,8 +78,8 @@ def longer_responses(V: int, N_0: int) -> Construction:
 
     Raises ValueError for V outside 1..2**24 or N_0 < 1.
     """
-    _check_size("V", V, LARGEST_V, "neighbouring tokens' confidences differ by 1/V**2")
-    _check_size("N_0", N_0)
+    check_integer("V", V, 1, LARGEST_V)
+    check_integer("N_0", N_0, 1)
     N = 2 * N_0
     value, none = _wide(np.eye(V), np.zeros((V, N))), np.zeros((1, V))
     user = Head(_wide(none, np.ones((1, N))), _wide(none, np.eye(N)[[N_0]]), value)
@@ -94,11 +93,14 @@ def longer_inputs(V: int) -> Construction:
 
     Raises ValueError for V outside 1..13: the virtual token holds V numbers of V digits in base V.
     """
-    _check_size("V", V, LARGEST_PAIRS_V, "float64 has no room for V**V levels next to 1")
+    check_integer("V", V, 1, LARGEST_PAIRS_V)
     eye, none = np.eye(V), np.zeros((V, V))
 
     def looking_at(asking: int, asked: int, top: int, bottom: int) -> Head:
-        """Row `asking` looks at row `asked`, all others at the dummy; values go to one half of the residual stream."""
+        """Build a head whose row `asking` looks at row `asked` and whose other rows look at the dummy, row 0.
+
+        The value is its embedding times `top` and `bottom` in the two halves of the residual stream.
+        """
         queries = np.array([np.arange(4) != asking, np.arange(4) == asking], float)
         keys = np.eye(4)[[0, asked]]
         values = np.block([[top * eye, np.zeros((V, 4))], [bottom * eye, np.zeros((V, 4))]])
@@ -174,7 +176,7 @@ def encode_pair_map(m: Int[np.ndarray, "*B V V"]) -> Float[np.ndarray, "*B 2 V"]
     Raises ValueError for values outside 0..V-1, or V above 13.
     """
     V = m.shape[-1]
-    _check_size("V", V, LARGEST_PAIRS_V, "float64 has no room for V**V levels next to 1")
+    check_integer("V", V, 1, LARGEST_PAIRS_V)
     levels = (_check_tokens("m", m, V).astype(np.int64) * V ** np.arange(V)).sum(axis=-1) / V**V
     return np.stack([np.zeros_like(levels), levels], axis=-2)
 
@@ -186,7 +188,7 @@ def forward(construction: Construction, embeddings: Float[np.ndarray, "*B p d_e"
     """
     p = embeddings.shape[-2]
     if p > construction.context:
-        raise UserError(f"embeddings = {p} rows: at most {construction.context}")
+        raise UserError(f"embeddings = {p} rows: must be at most {construction.context}")
     places = np.broadcast_to(np.eye(p, construction.context), (*embeddings.shape[:-1], construction.context))
     x = np.concatenate([embeddings, places], axis=-1)
     for layer in construction.layers:
@@ -223,19 +225,13 @@ def tangents(V: int) -> LinearLayer:
 
 
 def _read_out(size: int, V: int) -> tuple[LinearLayer, ...]:
-    """L_ex, L_sum, L_proj: the one entry above 1, less 1, as a token."""
+    """Build L_ex, L_sum and L_proj, which read the one entry above 1, less 1, as a token."""
     select, add = LinearLayer(np.eye(size), -np.ones(size)), LinearLayer(np.ones((1, size)), np.zeros(1))
     return select, add, tangents(V)
 
 
 def _wide(*blocks: np.ndarray) -> np.ndarray:
     return np.concatenate(blocks, axis=1)
-
-
-def _check_size(name: str, value: int, largest: int | None = None, why: str = "") -> None:
-    if int(value) != value or value < 1 or (largest is not None and value > largest):
-        allowed = "must be a whole number >= 1" if largest is None else f"must lie in 1..{largest} ({why})"
-        raise UserError(f"{name} = {value}: {allowed}")
 
 
 def _check_tokens(name: str, tokens: np.ndarray, V: int) -> np.ndarray:

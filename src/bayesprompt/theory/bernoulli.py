@@ -1,12 +1,11 @@
 """Any belief about a coin's bias, made of point masses and pieces of Beta densities, and what flips make of it.
 
 The likelihood of flips is theta^heads (1 - theta)^tails, so a piece theta^(alpha - 1) (1 - theta)^(beta - 1) on an
-interval stays one, with other exponents, and a posterior is again a `Prior` (Appendix E, "Bernoulli mixtures"). All in
-float64 and log-space, for a hundred thousand flips as for none. "Heads" is token 0; it plays the part of the paper's 1.
-Letters in shapes: C pieces, G grid points.
+interval stays one, with other exponents, and a posterior is again a `Prior`: Genewein et al. (2025), Appendix E,
+"Bernoulli mixtures". All is in float64 and log-space, and holds for a hundred thousand flips as for none. Token 0 is
+heads and plays the part of the paper's 1. Letters in shapes: C pieces, G grid points.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,23 +16,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import xlog1py, xlogy
 
-from bayesprompt.checks import Counts, Tokens, UserError, check_counts, check_integer, check_tokens
-from bayesprompt.sources.coins import (
-    BetaCoins,
-    Coin,
-    CoinMixture,
-    Evidence,
-    Exchangeable,
-    Number,
-    Vector,
-)
+from bayesprompt.checks import Counts, UserError, check_counts, check_integer
+from bayesprompt.sources.coins import BetaCoins, CoinMixture, Evidence, Exchangeable, Number, Vector
 from bayesprompt.theory.truncated_beta import moments, quantile
 
 NOTHING = (0, 0)
 
 
 class Piece(NamedTuple):
-    """Density proportional to theta^(alpha - 1) (1 - theta)^(beta - 1) on [low, high]; a point mass if low == high."""
+    """A density proportional to theta^(alpha - 1) (1 - theta)^(beta - 1) on [low, high], or a point if low == high."""
 
     low: float = 0.0
     high: float = 1.0
@@ -43,10 +34,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Prior(Exchangeable):
-    """A belief about P(heads): `pieces` with `log_weights`. Made by `points`, `beta`, `uniform`, `gap`, `mixture`, ...
+    """A belief about P(heads), `pieces` with `log_weights`; `points`, `beta`, `uniform`, `gap` and `mixture` make it.
 
-    It is also a source, and so works wherever coins do: `sample`, `exact_regret`, `best_hard_prompt`. Statistics take
-    `counts` (*batch, 2) of heads and tails read so far, by default none; ValueError where these have probability 0.
+    It is a source as well, and so works wherever coins do, as in `exact_regret`. Its statistics take `counts` (*batch,
+    2) of heads and tails read so far, by default none, and raise ValueError for counts that have probability 0.
     """
 
     pieces: tuple[Piece, ...]
@@ -54,62 +45,47 @@ class Prior(Exchangeable):
     num_tokens = 2
 
     def __post_init__(self):
-        """Store floats; ValueError unless every piece is one and the weights sum to 1."""
+        """Store floats; ValueError unless every piece is a density or a point and the weights sum to 1."""
         pieces = tuple(Piece(*map(float, piece)) for piece in self.pieces)
         for piece in pieces:
             if not 0 <= piece.low <= piece.high <= 1:
-                raise UserError(f"low, high = {piece.low}, {piece.high}: 0 <= low <= high <= 1")
-            BetaCoins(piece.alpha, piece.beta)  # refuses other than positive numbers
-        _check_weights(np.exp(self.log_weights).tolist(), len(pieces))
+                raise UserError(f"low, high = {piece.low}, {piece.high}: must satisfy 0 <= low <= high <= 1")
+            BetaCoins(piece.alpha, piece.beta)  # refuses what is not positive
+        check_weights(np.exp(self.log_weights).tolist(), len(pieces))
         log_weights = np.asarray(self.log_weights, np.float64) - np.logaddexp.reduce(self.log_weights)
         object.__setattr__(self, "pieces", pieces)
         object.__setattr__(self, "log_weights", tuple(log_weights.tolist()))
 
     @classmethod
     def points(cls, biases: Vector, weights: Vector) -> "Prior":
-        """Point masses: coins of known `biases` (C,), one chosen with probability `weights` (C,)."""
-        return cls.from_source(CoinMixture(biases, weights))
+        """Believe in coins of known `biases` (C,), each with probability `weights` (C,)."""
+        coins = CoinMixture(biases, weights)
+        return cls(tuple(Piece(bias, bias) for bias in coins.biases), tuple(_log(coins.weights).tolist()))
 
     @classmethod
     def beta(cls, alpha: Number = 1.0, beta: Number = 1.0, low: Number = 0.0, high: Number = 1.0) -> "Prior":
-        """Beta(`alpha`, `beta`), if wanted restricted to [`low`, `high`]."""
+        """Believe in Beta(`alpha`, `beta`), restricted to [`low`, `high`]."""
         return cls((Piece(low, high, alpha, beta),), (0.0,))
 
     @classmethod
     def uniform(cls, low: Number = 0.0, high: Number = 1.0) -> "Prior":
-        """All biases in [`low`, `high`] alike."""
+        """Believe in all biases from `low` to `high` alike."""
         return cls.beta(1.0, 1.0, low, high)
 
     @classmethod
-    def piecewise(cls, edges: Vector, weights: Vector) -> "Prior":
-        """Uniform between neighbouring `edges` (C + 1,), with probability `weights` (C,) for each interval."""
-        return cls.mixture([cls.uniform(low, high) for low, high in itertools.pairwise(edges)], weights)
-
-    @classmethod
     def gap(cls, low: Number, high: Number) -> "Prior":
-        """All biases alike, but none between `low` and `high`; the paper's example is 1/3 and 2/3."""
+        """Believe in all biases alike, but in none between `low` and `high`; the paper's example is 1/3 and 2/3."""
         if not 0 < low <= high < 1:
-            raise UserError(f"low, high = {low}, {high}: 0 < low <= high < 1")
+            raise UserError(f"low, high = {low}, {high}: must satisfy 0 < low <= high < 1")
         outside = low + 1 - high
         return cls.mixture([cls.uniform(0, low), cls.uniform(high, 1)], (low / outside, (1 - high) / outside))
 
     @classmethod
     def mixture(cls, priors: "Sequence[Prior]", weights: Vector) -> "Prior":
-        """One of `priors` (C,), chosen with probability `weights` (C,)."""
-        log_weights = _log(_check_weights(weights, len(priors)))
+        """Believe in each of `priors` (C,) with probability `weights` (C,)."""
+        log_weights = _log(check_weights(weights, len(priors)))
         parts = [log + np.asarray(prior.log_weights) for log, prior in zip(log_weights, priors, strict=True)]
         return cls(tuple(piece for prior in priors for piece in prior.pieces), tuple(np.concatenate(parts).tolist()))
-
-    @classmethod
-    def from_source(cls, source: Exchangeable) -> "Prior":
-        """The belief of one who knows what coins a source deals in: a `Coin`, `CoinMixture` or `BetaCoins`."""
-        if isinstance(source, BetaCoins):
-            return cls.beta(source.alpha, source.beta)
-        if isinstance(source, Coin):
-            return cls((Piece(source.bias, source.bias),), (0.0,))
-        if isinstance(source, CoinMixture):
-            return cls(tuple(Piece(bias, bias) for bias in source.biases), tuple(_log(source.weights).tolist()))
-        raise UserError(f"source = {source}: a Coin, CoinMixture or BetaCoins")
 
     @cached_property
     def _columns(self):
@@ -122,35 +98,30 @@ class Prior(Exchangeable):
 
     @property
     def weights(self) -> Float[np.ndarray, " C"]:
-        """Probability of each piece."""
+        """The probability of each piece."""
         return np.exp(self.log_weights)
 
     @property
     def is_discrete(self) -> bool:
-        """Whether there are point masses only (as far as pieces have weight)."""
+        """Whether all pieces that have weight are point masses."""
         return all(piece.low == piece.high for piece in self._alive())
 
     @property
     def is_density(self) -> bool:
-        """Whether there is no point mass (as far as pieces have weight)."""
+        """Whether no piece that has weight is a point mass."""
         return all(piece.low < piece.high for piece in self._alive())
 
     def _alive(self):
         return [piece for piece, log_weight in zip(self.pieces, self.log_weights, strict=True) if log_weight > -np.inf]
 
     def posterior(self, heads: Number, tails: Number) -> "Prior":
-        """The belief after `heads` and `tails`: the same pieces in the same order, with other exponents and weights."""
+        """Return the belief after `heads` and `tails`: the same pieces in order, with other exponents and weights."""
         log_weights, _ = self._read(np.array([heads, tails], np.float64))
         pieces = [p if p.low == p.high else p._replace(alpha=p.alpha + heads, beta=p.beta + tails) for p in self.pieces]
         return Prior(tuple(pieces), tuple(log_weights.tolist()))
 
-    def read(self, tokens: Tokens) -> "Prior":
-        """The belief after a sequence of `tokens` (N,), 0 for heads and 1 for tails; ValueError for any other."""
-        tokens = check_tokens(tokens, 2)
-        return self.posterior(int((tokens == 0).sum()), int((tokens == 1).sum()))
-
     def _joint(self, counts: Counts):
-        """log(weight x likelihood of one sequence with these counts), and moments after it, per piece (*batch, C)."""
+        """Return log(weight x likelihood of a sequence with these counts) and moments after it, of each piece."""
         counts = check_counts(counts, 2)
         heads, tails = counts[..., :1], counts[..., 1:]
         low, high, alpha, beta = self._columns
@@ -159,20 +130,20 @@ class Prior(Exchangeable):
         return likelihood + self.log_weights, after
 
     def _read(self, counts: Counts):
-        """log posterior weights and moments of the pieces (*batch, C); ValueError where they do not exist."""
+        """Return log posterior weights and moments of the pieces (*batch, C); ValueError where there are none."""
         joint, after = self._joint(counts)
         evidence = np.logaddexp.reduce(joint, axis=-1, keepdims=True)
         if np.isneginf(evidence).any():
             wrong = check_counts(counts, 2)[np.isneginf(evidence[..., 0])].reshape(-1, 2)[0]
-            raise UserError(f"counts = {wrong.tolist()}: heads and tails that the prior does not rule out")
+            raise UserError(f"counts = {wrong.tolist()}: must be heads and tails that the prior does not rule out")
         return joint - evidence, after
 
     def log_evidence(self, counts: Counts) -> Evidence:
-        """log zeta_w(one particular sequence with these `counts`), nats; -inf if no piece admits it."""
+        """Return log zeta_w(one particular sequence with these `counts`), nats; it is -inf if no piece admits it."""
         return np.logaddexp.reduce(self._joint(counts)[0], axis=-1)
 
     def predictive_log_probs(self, counts: Counts) -> Float[np.ndarray, "*batch 2"]:
-        """log zeta_w(next token = . | `counts`), nats; -inf for both tokens after evidence of probability 0."""
+        """Return log zeta_w(next token = . | `counts`), nats; both are -inf after counts of probability 0."""
         joint, after = self._joint(counts)
         evidence = np.logaddexp.reduce(joint, axis=-1, keepdims=True)
         log_weights = joint - np.where(np.isneginf(evidence), 0, evidence)  # -inf - -inf would be NaN
@@ -180,23 +151,23 @@ class Prior(Exchangeable):
         return np.stack(both, axis=-1)
 
     def log_weights_after(self, counts: Counts) -> Float[np.ndarray, "*batch C"]:
-        """Log posterior probability of each piece, -inf if ruled out."""
+        """Return the log posterior probability of each piece, -inf if it is ruled out."""
         return self._read(counts)[0]
 
     def mean(self, counts: Counts = NOTHING) -> Evidence:
-        """E[theta | `counts`], the probability that the next flip is heads."""
+        """Return E[theta | `counts`], the probability that the next flip is heads."""
         log_weights, after = self._read(counts)
         return (np.exp(log_weights) * after.mean).sum(-1)
 
     def variance(self, counts: Counts = NOTHING) -> Evidence:
-        """Var[theta | `counts`]."""
+        """Return Var[theta | `counts`]."""
         log_weights, after = self._read(counts)
         weights = np.exp(log_weights)
         mean = (weights * after.mean).sum(-1, keepdims=True)
         return (weights * (after.variance + (after.mean - mean) ** 2)).sum(-1)
 
     def probability(self, low: Number, high: Number, counts: Counts = NOTHING) -> Evidence:
-        """P(`low` <= theta <= `high` | `counts`)."""
+        """Return P(`low` <= theta <= `high` | `counts`)."""
         lows, highs, alpha, beta = self._columns
         log_weights, after = self._read(counts)
         counts = check_counts(counts, 2)
@@ -206,11 +177,11 @@ class Prior(Exchangeable):
         return (np.exp(log_weights) * np.where(lows < highs, inside, start <= stop)).sum(-1)
 
     def mean_entropy(self) -> float:
-        """E_theta[H(theta)], nats per flip: the log-loss that remains to one who knows the coin."""
+        """Return E_theta[H(theta)], nats per flip: the log-loss that remains if the coin is known."""
         return float(self.weights @ self._read(NOTHING)[1].coin_entropy)
 
     def log_density(self, bias: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        """log w(theta) at each `bias`, leaving out point masses; -inf where there is no density."""
+        """Return log w(theta) at each `bias` without point masses; it is -inf where there is no density."""
         low, high, _, _ = self._columns
         theta = np.asarray(bias, np.float64)[:, None]
         inside = (low <= theta) & ((theta < high) | ((theta == high) & (high == 1))) & (low < high)
@@ -220,7 +191,7 @@ class Prior(Exchangeable):
     def log_pieces(
         self, log_bias: Float[np.ndarray, " G"], log_rest: Float[np.ndarray, " G"]
     ) -> Float[np.ndarray, "G C"]:
-        """log(weight x density) of each piece, given log theta and log(1 - theta); also outside its interval."""
+        """Return log(weight x density) of each piece, given log theta and log(1 - theta), also outside its interval."""
         low, high, alpha, beta = self._columns
         log_density = _times(alpha - 1, log_bias[:, None]) + _times(beta - 1, log_rest[:, None]) - self._log_mass
         return self.log_weights + np.where((low < high) & np.isfinite(self.log_weights), log_density, -np.inf)
@@ -234,10 +205,10 @@ class Prior(Exchangeable):
 
 
 def oscillating_flips(length: int, low: Number, high: Number) -> Int[np.ndarray, " N"]:
-    """Tokens whose frequency of heads never settles: heads until it is at `high`, tails until at `low`, and so on."""
+    """Make tokens whose frequency of heads never settles: heads until it is `high`, tails until `low`, and so on."""
     check_integer("length", length, 1)
     if not 0 < low < high < 1:
-        raise UserError(f"low, high = {low}, {high}: 0 < low < high < 1")
+        raise UserError(f"low, high = {low}, {high}: must satisfy 0 < low < high < 1")
     tokens, heads, token = np.zeros(length, np.int64), 0, 0
     for step in range(length):
         tokens[step] = token
@@ -247,8 +218,12 @@ def oscillating_flips(length: int, low: Number, high: Number) -> Int[np.ndarray,
     return tokens
 
 
-def _check_weights(weights, count):
-    return CoinMixture((0.5,) * count, weights).weights  # refuses what is no distribution over so many
+def check_weights(weights: Vector, count: int) -> tuple[float, ...]:
+    """Return `weights` as floats; raises ValueError unless they are a distribution over `count` alternatives."""
+    values = np.asarray(weights, np.float64)
+    if values.shape != (count,) or not ((values >= 0).all() and abs(values.sum() - 1) <= 1e-6):
+        raise UserError(f"weights = {values.tolist()}: must be {count} numbers in [0, 1], summing to 1")
+    return tuple(values.tolist())
 
 
 def _log(probs):

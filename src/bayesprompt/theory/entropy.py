@@ -1,9 +1,9 @@
-"""How much a prompt leaves open: entropies of a coin's bias and of its next flips, along prompts and on average (E7).
+"""How much a prompt leaves open: the entropy of a coin's bias, along prompts and on average over them (E7).
 
 On average a prompt narrows a belief, H(theta | X) <= H(theta); a particular one may widen it. The entropy of point
 masses is discrete: at least 0, and 0 for a known coin. That of a density is differential: of any sign, and it falls
-without end as the density narrows. The two do not compare, so each is a function of its own. All in nats; `counts`
-(*batch, 2) are heads and tails read so far, by default none. Letters in shapes: N length.
+without end as the density narrows. The two do not compare, so each is a function of its own. All are in nats; `counts`
+(*batch, 2) are heads and tails read so far, by default none. Letters in shapes: N length, M prompts.
 """
 
 import itertools
@@ -14,25 +14,25 @@ from jaxtyping import Float
 from scipy.special import entr, gammaln
 
 from bayesprompt.checks import Counts, Tokens, UserError, check_counts, check_integer, check_tokens
-from bayesprompt.sources.coins import Evidence, Exchangeable, Number
+from bayesprompt.sources.coins import Evidence, Exchangeable
 from bayesprompt.theory.bernoulli import NOTHING, Prior
 from bayesprompt.theory.truncated_beta import moments, quadrature
 
-Entropy = Callable[[Prior, np.ndarray], np.ndarray | np.floating]  # one of those below
+Entropy = Callable[[Prior, np.ndarray], np.ndarray | np.floating]  # discrete or differential, or one like them
 
 
 def discrete_entropy(prior: Prior, counts: Counts = NOTHING) -> Evidence:
-    """H(theta | `counts`) of a belief in point masses, >= 0; ValueError for any other belief."""
+    """Return H(theta | `counts`) >= 0 of a belief in point masses; ValueError for any other belief."""
     if not prior.is_discrete:
-        raise UserError("prior = a belief with a density: one of point masses only")
+        raise UserError("prior = a belief with a density: must have point masses only")
     weights, biases = np.exp(prior.log_weights_after(counts)), np.array([piece.low for piece in prior.pieces])
     return sum(entr(weights[..., biases == bias].sum(-1)) for bias in np.unique(biases))
 
 
 def differential_entropy(prior: Prior, counts: Counts = NOTHING) -> Evidence:
-    """-E[log w(theta | `counts`)] of a belief with a density, of any sign; ValueError if there is a point mass."""
+    """Return -E[log w(theta | `counts`)], of any sign, of a belief without point masses; ValueError for any other."""
     if not prior.is_density:
-        raise UserError("prior = a belief with a point mass: one with a density only")
+        raise UserError("prior = a belief with a point mass: must have a density only")
     prior, counts = _split(prior), check_counts(counts, 2)
     pairs = counts.reshape(-1, 2)
     low, high, alpha, beta = np.asarray(prior.pieces).T
@@ -50,7 +50,7 @@ def differential_entropy(prior: Prior, counts: Counts = NOTHING) -> Evidence:
 
 
 def _split(prior):
-    """The same belief in pieces that lie on the same interval or do not meet, less those of weight 0."""
+    """Return the same belief in pieces that share their interval or do not meet, without pieces of weight 0."""
     alive = [(p, log) for p, log in zip(prior.pieces, prior.log_weights, strict=True) if log > -np.inf]
     edges = np.unique([[piece.low, piece.high] for piece, _ in alive])
     pieces, log_weights = [], []
@@ -64,33 +64,14 @@ def _split(prior):
     return Prior(tuple(pieces), tuple(log_weights))
 
 
-def grid_entropy(prior: Prior, cells: int, counts: Counts = NOTHING) -> Evidence:
-    """Discrete entropy of the answer to: in which of so many equal `cells` of [0, 1] does theta lie? For any belief."""
-    check_integer("cells", cells, 1)
-    edges = np.linspace(0, 1, cells + 1)
-    stops = [*np.nextafter(edges[1:-1], 0), 1.0]  # a point on an edge belongs to the right
-    return sum(entr(prior.probability(low, high, counts)) for low, high in zip(edges[:-1], stops, strict=True))
-
-
-def future_entropy(prior: Exchangeable, horizon: int, counts: Counts = NOTHING) -> Evidence:
-    """H(next `horizon` flips | `counts`), the sequence's entropy; of any exchangeable source of two tokens."""
-    check_integer("horizon", horizon, 1)
-    heads, counts = np.arange(horizon + 1), check_counts(counts, 2)
-    future = np.stack([heads, horizon - heads], axis=-1)
-    log_orders = gammaln(horizon + 1) - gammaln(future + 1).sum(-1)
-    log_probs = prior.log_evidence(counts[..., None, :] + future) - prior.log_evidence(counts)[..., None]
-    possible = log_probs > -np.inf
-    return -(np.exp(log_orders + log_probs) * np.where(possible, log_probs, 0)).sum(-1)
-
-
 def entropy_along(prior: Prior, tokens: Tokens, entropy: Entropy) -> Float[np.ndarray, " N+1"]:
-    """`entropy` after 0..N of the `tokens` (N,), 0 for heads and 1 for tails; ValueError for any other token."""
+    """Return `entropy` after 0..N of the `tokens` (N,), 0 for heads and 1 for tails; ValueError for other tokens."""
     ones = np.cumsum(np.insert(check_tokens(tokens, 2), 0, 0))
     return entropy(prior, np.stack([np.arange(len(ones)) - ones, ones], axis=-1))
 
 
 def prompts(prior: Exchangeable, length: int) -> tuple[Float[np.ndarray, "M 2"], Float[np.ndarray, " M"]]:
-    """Counts of all prompts of `length` flips that the belief itself may draw, and their probabilities."""
+    """Return the counts of all prompts of `length` flips that the belief itself may draw, and their probabilities."""
     check_integer("length", length, 0)
     heads = np.arange(length + 1)
     counts = np.stack([heads, length - heads], axis=-1).astype(np.float64)
@@ -99,24 +80,6 @@ def prompts(prior: Exchangeable, length: int) -> tuple[Float[np.ndarray, "M 2"],
 
 
 def expected_entropy(prior: Prior, length: int, entropy: Entropy) -> float:
-    """E[`entropy` after a prompt of `length` flips that the belief itself draws]: exact, a sum over counts."""
+    """Return E[`entropy` after a prompt of `length` flips that the belief itself draws], an exact sum over counts."""
     counts, probs = prompts(prior, length)
     return float(probs @ entropy(prior, counts))
-
-
-def chance_to_widen(prior: Prior, length: int, entropy: Entropy) -> float:
-    """P(a prompt of `length` flips that the belief itself draws raises the `entropy`): exact."""
-    counts, probs = prompts(prior, length)
-    return float(probs[entropy(prior, counts) > entropy(prior, np.zeros(2)) + 1e-12].sum())
-
-
-def doubted_fair_coin(epsilon: Number) -> Prior:
-    """The paper's example: with probability `epsilon` the coin never shows heads, otherwise it is fair."""
-    return Prior.points((0.0, 0.5), (epsilon, 1 - epsilon))
-
-
-def widest_prompt(epsilon: Number) -> float:
-    """How many tails in a row make those two coins equally probable, log2((1 - epsilon) / epsilon)."""
-    if not 0 < epsilon <= 0.5:
-        raise UserError(f"epsilon = {epsilon}: a number in (0, 0.5]")
-    return float(np.log2((1 - epsilon) / epsilon))

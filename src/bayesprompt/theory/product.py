@@ -3,7 +3,7 @@
 For a target zeta, nu_zeta is the product of zeta over segments x_{i_(k-1)} .. x_{i_k - 1} of length k or 2 ** k, and xi
 the mixture of all nu_zeta. A prompt that ends where a segment does leaves xi at the start of a fresh one, where nu_zeta
 *is* zeta, until the segment ends. Genewein et al. (2025), Appendix E, "Product mixtures". Letters in shapes: C targets,
-R prompts, L prompt length, G groups of sequences with the same heads in every segment. Token 0 is "heads".
+R prompts, L prompt length, G groups of sequences with the same heads in every segment. Token 0 is heads.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from scipy.special import gammaln, xlogy
 
 from bayesprompt.checks import UserError, check_integer, check_tokens
 from bayesprompt.sources.coins import Exchangeable, Vector
+from bayesprompt.theory.bernoulli import check_weights
 
 GROWTHS = {"linear": lambda k: k, "doubling": lambda k: 2**k}  # length of segment k = 1, 2, 3, ...
 MAX_GROUPS = 2**18  # of sequences that are summed over; a longer horizon is refused
@@ -23,7 +24,7 @@ Tokens = Int[np.ndarray, "*R L"] | Sequence[int]  # (0,): no prompt
 
 
 class Errors(NamedTuple):
-    """Total variation at some horizon after each of R prompts (or lengths x R); `total` <= `learning` + `segments`."""
+    """Total variations at some horizon after each of R prompts (or lengths x R): `total` <= `learning` + `segments`."""
 
     total: Float[np.ndarray, "*R"]  # between xi(. | prompt) and the target zeta
     learning: Float[np.ndarray, "*R"]  # between xi(. | prompt) and nu_zeta(. | prompt): which target is it?
@@ -32,27 +33,26 @@ class Errors(NamedTuple):
 
 @dataclass(frozen=True)
 class ProductMixture:
-    """xi: one of `targets` (C exchangeable coin sources) with probability `weights`, anew in each segment."""
+    """The mixture xi, with `weights` (C,), of the nu_zeta of all `targets` zeta (C exchangeable sources of two tokens).
+
+    Methods raise ValueError for tokens other than 0 and 1, and for a target that is no index of `targets`.
+    """
 
     targets: tuple[Exchangeable, ...]
     weights: Vector
     growth: str = "doubling"
 
     def __post_init__(self):
-        """ValueError unless there are coins, a distribution over them, and a known growth."""
+        """Store the weights as floats; ValueError unless they are a distribution over sources of two tokens."""
         for target in self.targets:
             if not isinstance(target, Exchangeable) or target.num_tokens != 2:
-                raise UserError(f"targets = {target}: exchangeable sources of 2 tokens")
-        weights = np.asarray(self.weights, np.float64)
-        if weights.shape != (len(self.targets),) or not ((weights >= 0).all() and abs(weights.sum() - 1) <= 1e-9):
-            shown = weights.tolist()
-            raise UserError(f"weights = {shown}: {len(self.targets)} numbers in [0, 1], summing to 1")
+                raise UserError(f"targets = {target}: must be exchangeable sources of 2 tokens")
         if self.growth not in GROWTHS:
-            raise UserError(f"growth = {self.growth}: one of {', '.join(GROWTHS)}")
-        object.__setattr__(self, "weights", tuple(weights.tolist()))
+            raise UserError(f"growth = {self.growth}: must be one of {', '.join(GROWTHS)}")
+        object.__setattr__(self, "weights", check_weights(self.weights, len(self.targets)))
 
     def boundaries(self, length: int) -> list[int]:
-        """Prompt lengths up to `length` that end with a segment: i_m - 1 for m = 0, 1, 2, ..."""
+        """Return the prompt lengths up to `length` that end with a segment, i_m - 1 for m = 0, 1, 2, ..."""
         check_integer("length", length, 0)
         ends, size = [0], GROWTHS[self.growth]
         while (end := ends[-1] + size(len(ends))) <= length:
@@ -60,55 +60,37 @@ class ProductMixture:
         return ends
 
     def segments(self, start: int, length: int) -> list[int]:
-        """Cut the `length` tokens after the first `start` where segments end: the lengths of the parts."""
+        """Cut the `length` tokens after the first `start` where segments end, and return the lengths of the parts."""
         check_integer("start", start, 0)
         cuts = [end for end in self.boundaries(start + length) if end > start]
         return [int(size) for size in np.diff([start, *cuts, start + length]) if size]
 
-    def shortest_prompt(self, horizon: int) -> int:
-        """Smallest prompt length L = i_m - 1 after which a segment of at least `horizon` tokens begins."""
-        check_integer("horizon", horizon, 1)
-        size, length, k = GROWTHS[self.growth], 0, 1
-        while size(k) < horizon:
-            length, k = length + size(k), k + 1
-        return length
-
-    def log_likelihoods(self, tokens: Tokens, start: int = 0) -> Float[np.ndarray, "*R C"]:
-        """log nu_zeta(x_{1:L}), nats, for each target zeta and each of the sequences `tokens` (*R, L).
-
-        With `start`, the end of a segment: of tokens that follow it, log nu_zeta(x | any prompt of that length).
-        """
+    def log_likelihoods(self, tokens: Tokens) -> Float[np.ndarray, "*R C"]:
+        """Return log nu_zeta(x_{1:L}), nats, for each target zeta and each of the sequences `tokens` (*R, L)."""
         tokens = _binary(tokens)
-        if start not in self.boundaries(start):
-            raise UserError(f"start = {start}: where a segment ends, such as {self.boundaries(start)[-1]}")
-        sizes = self.segments(start, tokens.shape[-1])
+        sizes = self.segments(0, tokens.shape[-1])
         if not sizes:
             return np.zeros((*tokens.shape[:-1], len(self.targets)))
         tails = np.add.reduceat(tokens, np.cumsum([0, *sizes[:-1]]), axis=-1, dtype=np.int64)
         counts = np.stack([np.array(sizes) - tails, tails], axis=-1)  # (*R, segments, 2)
-        return np.stack([target.log_evidence(counts).sum(-1) for target in self.targets], axis=-1)
+        different, which = np.unique(counts.reshape(-1, 2), axis=0, return_inverse=True)  # few: evaluate each once
+        log_probs = np.stack([target.log_evidence(different) for target in self.targets], axis=-1)
+        return log_probs[which.reshape(counts.shape[:-1])].sum(-2)
 
     def log_evidence(self, tokens: Tokens) -> Float[np.ndarray, "*R"] | np.floating:
-        """log xi(x_{1:L}), nats; -inf for a sequence that no target admits."""
+        """Return log xi(x_{1:L}), nats; it is -inf for a sequence that no target admits."""
         return np.logaddexp.reduce(self.log_likelihoods(tokens) + xlogy(1.0, self.weights), axis=-1)
 
     def posterior(self, tokens: Tokens) -> Float[np.ndarray, "*R C"]:
-        """P(zeta | x_{1:L}); ValueError for a sequence that no target admits."""
+        """Return P(zeta | x_{1:L}); raises ValueError for a sequence that no target admits."""
         joint = self.log_likelihoods(tokens) + xlogy(1.0, self.weights)
         evidence = np.logaddexp.reduce(joint, axis=-1, keepdims=True)
         if np.isneginf(evidence).any():
-            raise UserError("tokens = a sequence of probability 0: one that some target admits")
+            raise UserError("tokens = a sequence of probability 0: must be one that some target admits")
         return np.exp(joint - evidence)
 
-    def predictive(self, tokens: Tokens) -> Float[np.ndarray, "*R"] | np.floating:
-        """xi(next token = heads | x_{1:L}); ValueError for a sequence that no target admits."""
-        tokens = _binary(tokens)
-        part = self._begun(tokens)
-        heads = np.stack([np.exp(target.predictive_log_probs(part)[..., 0]) for target in self.targets], axis=-1)
-        return (self.posterior(tokens) * heads).sum(-1)
-
     def sample(self, target: int, length: int, prompts: int, seed: int) -> Int[np.ndarray, "R L"]:
-        """Draw `prompts` sequences of `length` tokens from nu_zeta, zeta being the one of this index."""
+        """Draw `prompts` sequences of `length` tokens from the nu_zeta of the target with this index."""
         check_integer("prompts", prompts, 1)
         rng, zeta = np.random.default_rng(seed), self._target(target)
         parts = [np.zeros((prompts, 0), np.int64)]
@@ -120,16 +102,16 @@ class ProductMixture:
         return np.concatenate(parts, axis=1)
 
     def errors(self, prompts: Tokens, target: int, horizon: int) -> Errors:
-        """Total variation over the next `horizon` tokens after each prompt (R, L), to target and to its nu.
+        """Return the total variations over the next `horizon` tokens after each prompt (R, L).
 
-        Exact: sums over all 2 ** horizon sequences, grouped by heads per segment. ValueError if there are more than
-        2 ** 18 groups, for a prompt that no target admits, and for one that the target itself rules out.
+        They are exact sums over all 2 ** horizon sequences, grouped by heads per segment. Raises ValueError for more
+        than 2 ** 18 groups, and for a prompt that the target rules out.
         """
         prompts = np.atleast_2d(_binary(prompts))
         zeta, sizes = self._target(target), self._future(prompts.shape[-1], horizon)
         posterior, begun = self.posterior(prompts), self._begun(prompts)
         if (posterior[:, target] == 0).any():
-            raise UserError(f"prompts = one of probability 0 under target {target}: prompts that it admits")
+            raise UserError(f"prompts = one of probability 0 under target {target}: must be prompts that it admits")
         log_sequences, heads = _groups(sizes)
         goal = np.exp(log_sequences + zeta.log_evidence(np.stack([heads, horizon - heads], axis=-1)))
         found = np.zeros((3, len(prompts)))
@@ -141,59 +123,58 @@ class ProductMixture:
         return Errors(*found)
 
     def heads(self, prompt: Tokens, horizon: int) -> Float[np.ndarray, " K"]:
-        """xi(k heads among the next `horizon` tokens | one prompt (L,)), k = 0..horizon; refuses as `errors` does."""
+        """Return xi(k heads in the next `horizon` tokens | one prompt (L,)), k = 0..horizon; refuses as `errors`."""
         prompt = _binary(prompt)
         log_sequences, heads = _groups(sizes := self._future(prompt.shape[-1], horizon))
         each = np.stack([_log_futures(source, self._begun(prompt), sizes) for source in self.targets])
         return np.bincount(heads, self.posterior(prompt) @ np.exp(each + log_sequences), horizon + 1)
 
     def _future(self, length: int, horizon: int) -> list[int]:
-        """The parts of the next `horizon` tokens."""
+        """Return how segments cut the next `horizon` tokens; raises ValueError if too many groups are to be summed."""
         check_integer("horizon", horizon, 1)
         sizes = self.segments(length, horizon)
-        if (groups := np.prod([size + 1.0 for size in sizes])) > MAX_GROUPS:
-            raise UserError(f"horizon = {horizon}: {groups:.3g} groups of sequences, at most {MAX_GROUPS}")
+        if np.prod([size + 1.0 for size in sizes]) > MAX_GROUPS:
+            raise UserError(f"horizon = {horizon}: must leave {MAX_GROUPS} groups or fewer to sum over")
         return sizes
 
     def _begun(self, tokens: np.ndarray) -> Int[np.ndarray, "*R 2"]:
-        """Heads and tails that were read of the segment that goes on."""
+        """Count the heads and tails that were read of the segment that goes on."""
         return counts_of(tokens[..., self.boundaries(tokens.shape[-1])[-1] :])
 
     def _target(self, index: int) -> Exchangeable:
-        if not isinstance(index, int | np.integer) or not 0 <= index < len(self.targets):
-            raise UserError(f"target = {index}: an integer from 0 to {len(self.targets) - 1}")
+        check_integer("target", index, 0, len(self.targets) - 1)
         return self.targets[index]
 
 
 def errors_of_samples(
     mixture: ProductMixture, target: int, horizon: int, lengths: Sequence[int], prompts: int = 64, seed: int = 0
 ) -> Errors:
-    """Total variation after the first 'lengths' tokens of each of `prompts` drawn from nu_zeta: arrays (lengths, R)."""
+    """Return `errors` (lengths, R) after the first `lengths` tokens of each of R = `prompts` drawn from nu_zeta."""
     drawn = mixture.sample(target, max(lengths), prompts, seed)
     each = [mixture.errors(drawn[:, :length], target, horizon) for length in lengths]
     return Errors(*map(np.stack, zip(*each, strict=True)))
 
 
 def heads_of(source: Exchangeable, horizon: int) -> Float[np.ndarray, " K"]:
-    """P(k heads among `horizon` tokens of an exchangeable coin source), k = 0..horizon."""
+    """Return P(k heads among `horizon` tokens) of an exchangeable source of coins, k = 0..horizon."""
     check_integer("horizon", horizon, 1)
     log_sequences, heads = _groups([horizon])
     return np.exp(log_sequences + source.log_evidence(np.stack([heads, horizon - heads], axis=-1)))
 
 
 def variation_between(first: Exchangeable, second: Exchangeable, horizon: int) -> float:
-    """Total variation between two exchangeable coin sources over `horizon` tokens, by a sum over heads."""
+    """Return the total variation between two exchangeable sources of coins over `horizon` tokens, a sum over heads."""
     return float(0.5 * abs(heads_of(first, horizon) - heads_of(second, horizon)).sum())
 
 
 def counts_of(tokens: Integer[np.ndarray, "*R L"]) -> Int[np.ndarray, "*R 2"]:
-    """Heads (0) and tails (1) of each sequence."""
+    """Count the heads (0) and tails (1) of each sequence."""
     tails = tokens.sum(-1, dtype=np.int64)
     return np.stack([tokens.shape[-1] - tails, tails], axis=-1)
 
 
 def _groups(sizes: Sequence[int]) -> tuple[Float[np.ndarray, " G"], Int[np.ndarray, " G"]]:
-    """All combinations of heads per part: log of how many sequences each has, and its heads in all."""
+    """Return, for all combinations of heads per part, the log of how many sequences each has, and its heads in all."""
     log_sequences, heads = np.zeros(1), np.zeros(1, np.int64)
     for size in sizes:
         k = np.arange(size + 1)
@@ -203,7 +184,7 @@ def _groups(sizes: Sequence[int]) -> tuple[Float[np.ndarray, " G"], Int[np.ndarr
 
 
 def _log_futures(source: Exchangeable, read: np.ndarray, sizes: Sequence[int]) -> Float[np.ndarray, " G"]:
-    """log P(one sequence of each group | `read`, the counts of the segment that goes on), in the groups' order."""
+    """Return log P(a sequence of each group | `read`, the counts of the segment that goes on), in the groups' order."""
     total, before = np.zeros(1), source.log_evidence(read)
     if np.isneginf(before):
         before = 0.0  # the prompt has ruled this source out, and its posterior is 0

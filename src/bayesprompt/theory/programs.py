@@ -5,9 +5,11 @@
             | 11 integer integer prior prior    two priors, mixed with these odds
     integer = Elias' gamma code of 1, 2, 3, ..., 2 ** 64 - 1: in binary, after one zero less than that has bits
 
-Token 0 is "heads". What a named prior says about data is an exact fraction.
+The language names Beta priors with whole parameters, coins with rational odds, and finite mixtures of these; a prior
+without a program can only be approached. Token 0 is heads. What a named prior says about data is an exact fraction.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +22,11 @@ from bayesprompt.checks import UserError, check_integer
 from bayesprompt.theory.bernoulli import Prior
 
 Tokens = str | Sequence[int] | Integer[np.ndarray, " N"]  # "0110", [0, 1, 1, 0] or an array
-KRAFT = 2 - math.sqrt(5) / 2  # all programs' weights together: K = 1/2 + 1/4 * 3/4 + 1/4 * K ** 2 (no coin is 0 : 0)
+KRAFT = 2 - math.sqrt(5) / 2  # the weights' sum: K = 1/2 + 1/4 * 3/4 + 1/4 * K ** 2 (no coin has odds 0 : 0)
 INTEGER_BITS = 64  # integers end at 2 ** 64 - 1; what this takes from KRAFT lies below its rounding
 MAX_TOKENS = 2**14  # flips are exponents of fractions, so these have a million digits at most
-MAX_NESTED = 100  # priors within priors
-MAX_LISTED_BITS = 16  # a list of programs may go on so far after what is given: some two thousand programs
+MAX_NESTED = 100  # mixtures that a reader may have open at a time
+MAX_LISTED_BITS = 16  # listed programs may be so much longer than what they begin with: some two thousand programs
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,6 @@ class Beta:
 
     a: int
     b: int
-    nested = 0  # priors within this one, each inside the other
 
     def __post_init__(self):
         check_integer("a", self.a, 1)
@@ -46,18 +47,17 @@ class Known:
 
     heads: int
     tails: int
-    nested = 0
 
     def __post_init__(self):
         check_integer("heads", self.heads, 0)
         check_integer("tails", self.tails, 0)
         if self.heads == self.tails == 0:
-            raise UserError("heads, tails = 0, 0: at least one of them > 0")
+            raise UserError("heads, tails = 0, 0: must not both be 0")
 
 
 @dataclass(frozen=True)
 class Mix:
-    """One of two priors, `first` or `second`, with the odds `odds` (two integers from 1)."""
+    """A mixture of two priors, `first` and `second`, with these `odds` (two integers from 1)."""
 
     odds: tuple[int, int]
     first: "NamedPrior"
@@ -65,15 +65,9 @@ class Mix:
 
     def __post_init__(self):
         if not isinstance(self.odds, tuple) or len(self.odds) != 2:
-            raise UserError(f"odds = {self.odds}: two integers >= 1")
+            raise UserError(f"odds = {self.odds}: must be two integers >= 1")
         for weight in self.odds:
             check_integer("odds", weight, 1)
-        for name, part in (("first", self.first), ("second", self.second)):
-            if not isinstance(part, NamedPrior):
-                raise UserError(f"{name} = {part}: a Beta, Known or Mix")
-            if part.nested >= MAX_NESTED:
-                raise UserError(f"{name} = a prior with {part.nested} nested in it: at most {MAX_NESTED - 1}")
-        object.__setattr__(self, "nested", 1 + max(self.first.nested, self.second.nested))
 
 
 NamedPrior = Beta | Known | Mix
@@ -90,13 +84,13 @@ EXAMPLES = {
 
 
 def gamma(number: int) -> str:
-    """Elias' gamma code of an integer from 1 to 2 ** 64 - 1, as text: 1 is "1", 2 is "010", 5 is "00101"."""
+    """Write an integer from 1 to 2 ** 64 - 1 in Elias' gamma code: 1 is "1", 2 is "010", 5 is "00101"."""
     check_integer("number", number, 1, 2**INTEGER_BITS - 1)
     return format(number, "b").zfill(2 * int(number).bit_length() - 1)
 
 
 def encode(prior: NamedPrior) -> str:
-    """Return a program for `prior`, as text of zeros and ones."""
+    """Write a program for `prior`, as text of zeros and ones."""
     match prior:
         case Beta(a, b):
             return "0" + gamma(a) + gamma(b)
@@ -107,16 +101,17 @@ def encode(prior: NamedPrior) -> str:
 
 
 def decode(tokens: Tokens) -> tuple[NamedPrior, str]:
-    """Read a program: the prior that it names, and the bits that follow it. ValueError if there is none to read."""
+    """Return the prior that a program names, and the bits after the program; ValueError if there is no program."""
     bits = as_bits(tokens)
     prior, position, _ = parse(bits)
     if prior is None:
-        raise UserError(f"tokens = {shown(bits)}: a complete program; this {fault(bits)}")
+        raise UserError(f"tokens = {shown(bits)}: must begin with a program; this {fault(bits)}")
     return prior, bits[position:]
 
 
+@functools.lru_cache(64)  # many continuations of a prompt have the same counts
 def marginal(prior: NamedPrior, heads: int, tails: int) -> Fraction:
-    """zeta_w(x), exactly, of one sequence x with these heads and tails: draw a coin from the prior w, then flip it."""
+    """Return zeta_w(x), exactly, of one sequence x with these heads and tails: a coin from the prior w is flipped."""
     check_integer("heads", heads, 0)
     check_integer("tails", tails, 0)
     match prior:
@@ -142,7 +137,7 @@ def as_prior(prior: NamedPrior) -> Prior:
 def programs(max_bits: int, begin: Tokens = "") -> list[str]:
     """List all programs of at most `max_bits` that begin with `begin`, shortest first.
 
-    ValueError for a limit more than 16 bits beyond what is given.
+    Raises ValueError for a limit more than 16 bits beyond what they begin with.
     """
     begin, found = as_bits(begin, "begin"), []
     check_integer("max_bits", max_bits, 0, len(begin) + MAX_LISTED_BITS)
@@ -157,34 +152,14 @@ def programs(max_bits: int, begin: Tokens = "") -> list[str]:
     return sorted(found, key=lambda bits: (len(bits), bits))
 
 
-def random_program(seed: int, max_bits: int = 64) -> str:
-    """Flip a fair coin until a program of at most `max_bits` is complete, or start again: P(p) ~ 2 ** -bits."""
-    check_integer("max_bits", max_bits, 3, MAX_TOKENS)
-    coin = np.random.default_rng(seed)
-    while True:
-        bits, prior, weight = "", None, 1.0
-        while prior is None and weight > 0 and len(bits) < max_bits:
-            bits += str(coin.integers(2))
-            prior, _, weight = parse(bits)
-        if prior is not None:
-            return bits
-
-
 def as_bits(tokens: Tokens, name: str = "tokens") -> str:
-    """Write a binary sequence as text; ValueError for anything but zeros and ones, and for more than 16384 of them."""
+    """Write a binary sequence as text; raises ValueError for anything but zeros and ones, and for more than 16384."""
     if len(tokens) > MAX_TOKENS:
-        raise UserError(f"{name} = {len(tokens)} of them: at most {MAX_TOKENS}")
-    if isinstance(tokens, str):
-        wrong = tokens.strip("01")[:1]  # what is left begins with the first that is neither
-    else:
-        array = np.asarray(tokens)
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise UserError(f"{name} = {array.dtype} array of shape {array.shape}: a sequence of integers")
-        wrong = array[(array != 0) & (array != 1)][:1]
-        tokens = "".join(map(str, array.tolist()))
-    if len(wrong):
-        raise UserError(f"{name} = {wrong[0]}: zeros and ones only")
-    return tokens
+        raise UserError(f"{name} = {len(tokens)} of them: must be at most {MAX_TOKENS}")
+    bits = tokens if isinstance(tokens, str) else [str(token) for token in np.asarray(tokens).tolist()]
+    if wrong := sorted(set(bits) - {"0", "1"}):
+        raise UserError(f"{name} = {wrong[0]}: must be zeros and ones only")
+    return "".join(bits)
 
 
 def fault(bits: str) -> str:
@@ -201,10 +176,10 @@ def shown(bits: str) -> str:
 
 
 def parse(bits: str) -> tuple[NamedPrior | None, int, float]:
-    """Read a program at the start of `bits`: its prior, its length, and 1.0.
+    """Read a program at the start of `bits`, and return its prior, its length, and 1.0.
 
-    If the bits end before a program does: None, their number, and the weight of all ways to go on, where a way of n
-    bits weighs 2 ** -n. If they begin no program: None, the number of bits read, and 0.0.
+    If the bits end before a program does, return None, their number, and the weight of all ways to go on, where a way
+    of n bits weighs 2 ** -n. If they begin no program, return None, the number of bits read, and 0.0.
     """
     reader = _Reader(bits)
     try:
@@ -214,11 +189,11 @@ def parse(bits: str) -> tuple[NamedPrior | None, int, float]:
 
 
 class _Ended(Exception):
-    """The bits end inside a program, or begin none: its argument is the weight of all ways to go on."""
+    """The bits end inside a program, or begin none; the argument is the weight of all ways to go on."""
 
 
 class _Reader:
-    """Reads by the grammar. `rest` is the weight of all ways to finish, from here, what is being read."""
+    """A reader by the grammar. `rest` is the weight of all ways to finish, from here, what is being read."""
 
     def __init__(self, bits: str):
         self.bits, self.position, self.nested = bits, 0, 0
@@ -251,7 +226,7 @@ class _Reader:
             return Known(heads, tails)
         self.nested += 1
         if self.nested > MAX_NESTED:
-            raise UserError(f"tokens = {shown(self.bits)}: a program of at most {MAX_NESTED} nested priors")
+            raise UserError(f"tokens = {shown(self.bits)}: must nest at most {MAX_NESTED} mixtures")
         self.owed += 2
         odds = self.integer(), self.integer()
         self.owed -= 1

@@ -30,7 +30,7 @@ class _Cell(NamedTuple):
 
 
 def modes(prior: Prior) -> Float[np.ndarray, " M"]:
-    """Biases where a belief peaks, ascending: every point mass, and every local maximum of the density.
+    """Return the biases where a belief peaks, ascending: every point mass, and every local maximum of the density.
 
     A flat top counts once, by its middle. Peaks are told apart on the grid of the pieces' own quadrature.
     """
@@ -40,9 +40,9 @@ def modes(prior: Prior) -> Float[np.ndarray, " M"]:
 
 
 def is_log_concave(prior: Prior) -> bool:
-    """Whether a belief is log-concave: one point, or a density on one interval whose log has a slope that never rises.
+    """Return whether a belief is log-concave: one point, or a density on an interval whose log-slope never rises.
 
-    Judged on the grid of the pieces' own quadrature.
+    The slope is judged on the grid of the pieces' own quadrature.
     """
     if not prior.is_density:
         return prior.is_discrete and len(modes(prior)) == 1
@@ -53,9 +53,9 @@ def is_log_concave(prior: Prior) -> bool:
 
 
 def count_modes(prior: Prior, length: int) -> Int[np.ndarray, "S S"]:
-    """How many peaks a belief has after h heads and t tails, at [h, t], for all prefixes of up to `length` tokens.
+    """Count the peaks of a belief after h heads and t tails, at [h, t], for all prefixes of up to `length` tokens.
 
-    S = length + 1. 0 where the prior rules the prefix out, -1 where h + t > length.
+    S = length + 1. The count is 0 where the prior rules the prefix out, and -1 where h + t > length.
     """
     check_integer("length", length, 0)
     found = np.full((length + 1, length + 1), -1)
@@ -80,7 +80,7 @@ def _cells(prior) -> list[_Cell]:
 
 
 def _slope(grid, prior, here):
-    """theta (1 - theta) d log w / d theta of the pieces `here`; 0 where it is rounding."""
+    """Return theta (1 - theta) d log w / d theta of the pieces `here`, 0 where it is rounding."""
     log_bias, log_rest = logs(np.atleast_1d(grid))
     log_pieces = prior.log_pieces(log_bias, log_rest)[:, here]
     share = np.exp(log_pieces - np.logaddexp.reduce(log_pieces, axis=-1, keepdims=True))
@@ -92,7 +92,7 @@ def _slope(grid, prior, here):
 
 
 def _peaks(prior):
-    """Where the density stops rising: by the signs of its jumps at edges and of its slope in between."""
+    """Yield where the density stops rising, by the signs of its jumps at edges and of its slope in between."""
     marks, before = [], -np.inf  # (sign, bias, what to refine it by; None at an edge)
     for cell in _cells(prior):
         jump = 0 if cell.start == before or abs(cell.start - before) <= _EQUAL else cell.start - before

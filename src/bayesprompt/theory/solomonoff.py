@@ -9,15 +9,14 @@ two bits choose one of four machines, which the rest of its bits then instruct:
     11  reader    a program of `programs`, printed, then flips of a coin of the prior that it names
 
 It is *not* universal: only what is put in is there, and of the programs for coins and segments only a list of them.
-Genewein et al. (2025), Appendix E, "Solomonoff mixture". Token 0 is "heads". Letters in shapes: T = N + 1 beginnings of
-a sequence of N tokens, F = 2 ** horizon futures.
+Genewein et al. (2025), Appendix E, "Solomonoff mixture". Token 0 is heads. Letters in shapes: F = 2 ** horizon
+continuations of a sequence, which count upwards in binary.
 """
 
 import functools
 import itertools
 import math
-import os.path
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,22 +26,11 @@ from scipy.special import xlogy
 from bayesprompt.checks import UserError, check_integer
 from bayesprompt.theory import countable
 from bayesprompt.theory.product import ProductMixture, counts_of
-from bayesprompt.theory.programs import (
-    NamedPrior,
-    Tokens,
-    as_bits,
-    as_prior,
-    decode,
-    encode,
-    gamma,
-    shown,
-)
+from bayesprompt.theory.programs import NamedPrior, Tokens, as_bits, as_prior, encode, gamma, shown
 
 MACHINES = ("loops", "coins", "segments", "reader")
 MAX_LOOP_BITS = 19  # 21,844 programs
-MAX_HORIZON = 10  # all 2 ** h sequences
-MAX_CURVE = 1024
-FIRST = 32  # tokens kept of what a program prints
+MAX_HORIZON = 10
 PATIENCE = 256  # instructions in a row that print nothing: from then on a program counts as silent
 SYMBOLS = ".+>?"
 
@@ -54,19 +42,20 @@ def loop_code(instructions: str) -> str:
     instruction if the cell is 1. Cells start at 0; after the last instruction comes the first. ValueError for others.
     """
     if not instructions or set(instructions) - set(SYMBOLS):
-        raise UserError(f"instructions = {instructions!r}: one or more of {SYMBOLS}")
+        raise UserError(f"instructions = {instructions!r}: must be one or more of {SYMBOLS}")
     return gamma(len(instructions)) + "".join(format(SYMBOLS.index(s), "02b") for s in instructions)
 
 
-def loop_programs(max_bits: int) -> list[str]:
-    """All loop programs, as instructions, whose code has at most `max_bits` (0 to 19), shortest first."""
+@functools.cache
+def loop_programs(max_bits: int) -> tuple[str, ...]:
+    """List all loop programs, as instructions, whose code has at most `max_bits` (0 to 19), shortest first."""
     check_integer("max_bits", max_bits, 0, MAX_LOOP_BITS)
     lengths = itertools.takewhile(lambda n: len(loop_code("." * n)) <= max_bits, itertools.count(1))
-    return ["".join(symbols) for n in lengths for symbols in itertools.product(SYMBOLS, repeat=n)]
+    return tuple("".join(symbols) for n in lengths for symbols in itertools.product(SYMBOLS, repeat=n))
 
 
 def loop_prints(instructions: str, length: int) -> str:
-    """What a loop program prints first: `length` tokens, fewer if it falls silent."""
+    """Return what a loop program prints first: `length` tokens, fewer if it falls silent."""
     loop_code(instructions)
     return "".join(itertools.islice(_run(instructions), length))
 
@@ -88,73 +77,41 @@ def _run(instructions: str) -> Iterator[str]:
             head, place = 0, 0
 
 
-@dataclass(frozen=True)
-class LoopMachine:
-    """All loop programs of at most `max_bits`: M(x) = sum of 2 ** -bits over those that print x first.
+def loops(tokens: Tokens, max_bits: int = 15, horizon: int = 0) -> Float[np.ndarray, " F"]:
+    """Return the loop machine's M(`tokens`, then x) for all F continuations x of `horizon` (0 to 10) tokens.
 
-    Longer programs, and the share of the weight that is theirs, are left out: this M is a lower bound.
+    M is the sum of 2 ** -bits over the programs of at most `max_bits` that print a sequence first. Longer programs, and
+    the share of the weight that is theirs, are left out: this M is a lower bound.
     """
-
-    max_bits: int = 15
-
-    def __post_init__(self):
-        check_integer("max_bits", self.max_bits, 0, MAX_LOOP_BITS)
-
-    @functools.cached_property
-    def programs(self) -> list[tuple[str, float, str]]:
-        """Instructions, weight, and the first 32 tokens printed, of all programs."""
-        return [(p, 2.0 ** -len(loop_code(p)), loop_prints(p, FIRST)) for p in loop_programs(self.max_bits)]
-
-    def log_evidence(self, tokens: Tokens) -> Float[np.ndarray, " T"]:
-        """log M(x_{1:t}), nats, t = 0..N; -inf where no program is left. M of nothing is the weight of all programs."""
-        bits = as_bits(tokens)
-        stops = np.zeros(len(bits) + 1)  # weight of the programs that print exactly t of these tokens, then no more
-        for instructions, weight, first in self.programs:
-            stops[_agreed(instructions, first, bits)] += weight
-        return xlogy(1.0, np.cumsum(stops[::-1])[::-1])
-
-    def futures(self, prompt: Tokens, horizon: int) -> Float[np.ndarray, " F"]:
-        """M(prompt, then x) for all F = 2 ** horizon futures x, counting upwards in binary; horizon from 1 to 10."""
-        bits = as_bits(prompt, "prompt")
-        check_integer("horizon", horizon, 1, MAX_HORIZON)
-        found = np.zeros(2**horizon)
-        for instructions, weight, first in self.programs:
-            if _agreed(instructions, first, bits) == len(bits):
-                future = loop_prints(instructions, len(bits) + horizon)[len(bits) :]
-                if len(future) == horizon:  # a program that falls silent has no such future
-                    found[int(future, 2)] += weight
-        return found
-
-
-def _agreed(instructions: str, first: str, bits: str) -> int:
-    """How many leading tokens of `bits` a program prints, which prints `first` first."""
-    agreed = len(os.path.commonprefix([first, bits]))
-    if agreed < FIRST or len(bits) == FIRST:
-        return agreed
-    return sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(bits, _run(instructions), strict=False)))
+    bits = as_bits(tokens)
+    check_integer("horizon", horizon, 0, MAX_HORIZON)
+    found = np.zeros(2**horizon)
+    for instructions in loop_programs(max_bits):
+        printed = _run(instructions)
+        if all(next(printed, None) == bit for bit in bits):
+            future = "".join(itertools.islice(printed, horizon))
+            if len(future) == horizon:  # a program that falls silent has no such future
+                found[int(future or "0", 2)] += 2.0 ** -len(loop_code(instructions))
+    return found
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """M = 1/4 of each machine: `loops`, `coins` and `segments` for these `targets`, and `reader`."""
+    """The mixture M of the four machines, 1/4 each; those of coins and of segments know these `targets` (C,)."""
 
     targets: tuple[NamedPrior, ...]
     max_bits: int = 15  # of loop programs
     growth: str = "doubling"  # of segments
 
     def __post_init__(self):
-        _ = self.loops, self.product  # both refuse what they cannot use
-
-    @functools.cached_property
-    def loops(self) -> LoopMachine:
-        """The first machine."""
-        return LoopMachine(self.max_bits)
+        """Raise ValueError if there is no target, or for a wrong `max_bits` or `growth`."""
+        if not self.targets:
+            raise UserError("targets = (): must be at least one prior")
+        _ = self.product, loop_programs(self.max_bits)
 
     @functools.cached_property
     def weights(self) -> Float[np.ndarray, " C"]:
         """2 ** -bits of the program of each target, without the two bits that choose the machine."""
-        if not self.targets:
-            raise UserError("targets = (): at least one prior")
         return 0.5 ** np.array([len(encode(target)) for target in self.targets])
 
     @functools.cached_property
@@ -162,82 +119,38 @@ class StandIn:
         """The third machine, apart from the sum of its weights."""
         return ProductMixture(tuple(map(as_prior, self.targets)), self.weights / self.weights.sum(), self.growth)
 
-    def log_curves(self, tokens: Tokens) -> Float[np.ndarray, "T 4"]:
-        """log of each machine's part of M(x_{1:t}), nats, t = 0..N, in the order of MACHINES; N at most 1024."""
+    def log_parts(self, tokens: Tokens, horizon: int = 0) -> Float[np.ndarray, "4 F"]:
+        """Return log of each machine's part of M(`tokens`, then x), nats, in MACHINES' order, for all F sequences x."""
         bits = as_bits(tokens)
-        check_integer("length of tokens", len(bits), 0, MAX_CURVE)
-        others = [self._log_others(bits[:t]) for t in range(len(bits) + 1)]
-        return np.column_stack([self.loops.log_evidence(bits), others]) - math.log(4)
-
-    def log_parts(self, tokens: Tokens) -> Float[np.ndarray, " 4"]:
-        """The last row of these, for longer sequences too."""
-        bits = as_bits(tokens)
-        return np.append(self.loops.log_evidence(bits)[-1], self._log_others(bits)) - math.log(4)
+        log_loops = xlogy(1.0, loops(bits, self.max_bits, horizon))
+        ends = list(itertools.product("01", repeat=horizon))
+        read, after = np.array(list(bits), int), np.array(ends, int).reshape(len(ends), horizon)
+        rows = np.hstack([np.tile(read, (len(ends), 1)), after])
+        counts, log_weights = counts_of(rows), np.log(self.weights)
+        log_coins = np.stack([source.log_evidence(counts) for source in self.product.targets], axis=-1)
+        log_segments = self.product.log_likelihoods(rows)
+        sums = [np.logaddexp.reduce(log_probs + log_weights, axis=-1) for log_probs in (log_coins, log_segments)]
+        log_reader = [countable.log_evidence(bits + "".join(end)) for end in ends]
+        return np.stack([log_loops, *sums, log_reader]) - math.log(4)
 
     def log_evidence(self, tokens: Tokens) -> float:
-        """log M(x), nats; -inf for what none of the machines prints."""
-        return float(np.logaddexp.reduce(self.log_parts(tokens)))
+        """Return log M(x), nats; it is -inf for what no machine prints."""
+        return float(np.logaddexp.reduce(self.log_parts(tokens)[:, 0]))
 
     def posterior(self, tokens: Tokens) -> Float[np.ndarray, " 4"]:
-        """P(machine | x), in the order of MACHINES; ValueError for x of evidence 0."""
-        return np.exp(self.log_parts(tokens) - self._log_evidence_of_prompt(as_bits(tokens)))
+        """Return P(machine | `tokens`), in the order of MACHINES; ValueError for tokens of evidence 0."""
+        return np.exp(self.log_parts(tokens)[:, 0] - self._log_evidence_if_any(tokens))
 
-    def futures(self, prompt: Tokens, horizon: int) -> Float[np.ndarray, " F"]:
-        """M(x | prompt) for all F = 2 ** horizon futures x, counting upwards in binary; horizon from 1 to 10.
+    def futures(self, tokens: Tokens, horizon: int) -> Float[np.ndarray, " F"]:
+        """Return M(x | `tokens`) for all F continuations x of `horizon` (0 to 10) tokens.
 
-        Where programs fall silent the sum is below 1. ValueError for a prompt of evidence 0.
+        Where programs fall silent the sum is below 1. Raises ValueError for tokens of evidence 0.
         """
-        bits = as_bits(prompt, "prompt")
-        check_integer("horizon", horizon, 1, MAX_HORIZON)
-        before = self._log_evidence_of_prompt(bits)
-        after = np.indices((2,) * horizon, dtype=np.int8).reshape(horizon, -1).T
-        array, cut = _array(bits), self.product.boundaries(len(bits))[-1]
-        tail = np.hstack([np.tile(array[cut:], (len(after), 1)), after])  # of each sequence, from its last segment on
-        segments = self.product.log_likelihoods(array[:cut]) + self.product.log_likelihoods(tail, cut)
-        texts = ["".join(map(str, row)) for row in after]
-        try:
-            decode(bits)
-            texts = ["".join(sorted(text)) for text in texts]  # after a program only heads matter
-        except ValueError:
-            pass
-        reader = {text: countable.log_evidence(bits + text) for text in set(texts)}
-        log_parts = [
-            xlogy(1.0, self.loops.futures(bits, horizon)),
-            self._log_coins(counts_of(array) + counts_of(after)),
-            self._log_sum(segments),
-            [reader[text] for text in texts],
-        ]
-        return np.exp(np.logaddexp.reduce(log_parts, axis=0) - math.log(4) - before)
+        log_parts = self.log_parts(tokens, horizon)
+        return np.exp(np.logaddexp.reduce(log_parts, axis=0) - self._log_evidence_if_any(tokens))
 
-    def _log_evidence_of_prompt(self, bits: str) -> float:
-        before = self.log_evidence(bits)
+    def _log_evidence_if_any(self, tokens: Tokens) -> float:
+        before = self.log_evidence(tokens)
         if before == -math.inf:
-            raise UserError(f"prompt = {shown(bits)}: one that some machine prints")
+            raise UserError(f"tokens = {shown(as_bits(tokens))}: must be what some machine prints")
         return before
-
-    def _log_others(self, bits: str) -> list[float]:
-        array = _array(bits)
-        segments = self._log_sum(self.product.log_likelihoods(array))
-        return [float(self._log_coins(counts_of(array))), float(segments), countable.log_evidence(bits)]
-
-    def _log_coins(self, counts: np.ndarray) -> Float[np.ndarray, "*F"] | np.floating:
-        return self._log_sum(np.stack([source.log_evidence(counts) for source in self.product.targets], axis=-1))
-
-    def _log_sum(self, log_probs: np.ndarray) -> Float[np.ndarray, "*F"] | np.floating:
-        """log of the weighted sum over targets, the last axis."""
-        return np.logaddexp.reduce(log_probs + np.log(self.weights), axis=-1)
-
-
-def distances_after_samples(
-    stand_in: StandIn, target: int, horizon: int, lengths: Sequence[int], prompts: int = 12, seed: int = 0
-) -> Float[np.ndarray, "lengths R"]:
-    """Total variation to a target after the first `lengths` tokens of each of R = `prompts` drawn from its segments."""
-    drawn = stand_in.product.sample(target, max(lengths), prompts, seed)
-    prior = stand_in.targets[target]
-    return np.array(
-        [[countable.total_variation(stand_in.futures(x[:n], horizon), prior) for x in drawn] for n in lengths]
-    )
-
-
-def _array(bits: str) -> np.ndarray:
-    return np.array(list(bits), dtype=np.int8)

@@ -24,7 +24,7 @@ _BLOCK = 4096  # parameter sets at a time: bounds memory
 
 
 class Moments(NamedTuple):
-    """Of Beta(alpha, beta) on [low, high], or of the point low == high; arrays of the parameters' shape."""
+    """Moments of Beta(alpha, beta) on [low, high], or of the point low == high; arrays of the parameters' shape."""
 
     log_mass: np.ndarray  # log of the integral of theta^(alpha - 1) (1 - theta)^(beta - 1); of a point: of its value
     mean: np.ndarray  # E[theta]
@@ -34,7 +34,7 @@ class Moments(NamedTuple):
 
 
 def moments(alpha: Values, beta: Values, low: Values, high: Values) -> Moments:
-    """Moments of Beta(`alpha`, `beta`) on [`low`, `high`]: closed forms on [0, 1] and on points, else quadrature."""
+    """Return the moments of Beta(`alpha`, `beta`) on [`low`, `high`], in closed form on [0, 1] and for points."""
     alpha, beta, low, high = np.broadcast_arrays(alpha, beta, low, high)
     total = alpha + beta
     mean, rest = alpha / total, beta / total
@@ -71,7 +71,7 @@ class Rule(NamedTuple):
 
 
 def quadrature(alpha: Column, beta: Column, low: Column, high: Column) -> Rule:
-    """A rule for means under Beta(`alpha`, `beta`) on [`low`, `high`], low < high; errors are of the order of rounding.
+    """Make a rule for means under Beta(`alpha`, `beta`) on [`low`, `high`], low < high, exact up to rounding.
 
     With u = log(theta / (1 - theta)) the integrand is theta^alpha (1 - theta)^beta du: smooth, and log-concave for all
     alpha, beta > 0. (Below 1/2 it turns within a small part of its width, and errors grow, to 1e-7 at 0.05.)
@@ -97,13 +97,13 @@ def quadrature(alpha: Column, beta: Column, low: Column, high: Column) -> Rule:
 
 
 def logs(u: Values) -> tuple[Values, Values]:
-    """log theta and log(1 - theta) of `u` = log(theta / (1 - theta)), each with full relative precision."""
+    """Return log theta and log(1 - theta) for `u` = log(theta / (1 - theta)), each with full relative precision."""
     log_larger = -np.log1p(np.exp(-np.abs(u)))
     return log_larger + np.minimum(u, 0), log_larger - np.maximum(u, 0)
 
 
 def quantile(probability: Values, alpha: Values, beta: Values, low: Values, high: Values) -> Values:
-    """The bias below which Beta(`alpha`, `beta`) on [`low`, `high`] has this probability."""
+    """Return the bias below which Beta(`alpha`, `beta`) on [`low`, `high`] has this probability."""
     arrays = np.broadcast_arrays(probability, alpha, beta, low, high)
     probability, alpha, beta, low, high = arrays
     found = np.where((low == 0) & (high == 1), betaincinv(alpha, beta, probability), low + probability * (high - low))
