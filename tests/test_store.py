@@ -1,7 +1,9 @@
 """Results on disk: what was written is read, and nothing else is ever used, deleted or left half-written."""
 
 import ast
+import errno
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 import bayesprompt
 from bayesprompt import store as stores
+from bayesprompt.checks import UserError
 from bayesprompt.store import (
     RefusedFileError,
     Store,
@@ -166,6 +169,9 @@ def test_the_folder_of_ones_own_results(cache, tmp_path, monkeypatch):
     monkeypatch.delenv("BAYESPROMPT_CACHE")
     assert "bayesprompt" in str(Store().folder)
     assert Store(tmp_path).folder == tmp_path
+    monkeypatch.setenv("BAYESPROMPT_CACHE", "~/results")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store().folder == tmp_path / "results"
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
@@ -173,8 +179,8 @@ def test_an_unwritable_folder_is_named(tmp_path):
     store = Store(tmp_path / "file" / "cells", shipped=None)
     message = re.escape(f"folder = {store.folder}: must be writable (Not a directory)")
     assert store.load("cell", CONFIG) is None
-    for act in (lambda: store.save("cell", DATASET, CONFIG, 0.0), lambda: store.lock("cell")):
-        with pytest.raises(ValueError, match=f"^{message}$"):
+    for act in (lambda: store.save("cell", DATASET, CONFIG, 0.0), lambda: store.lock("cell").__enter__()):
+        with pytest.raises(UserError, match=f"^{message}$"):
             act()
 
 
@@ -305,10 +311,46 @@ def test_a_digest_does_not_depend_on_order(config):
 
 def test_the_lock_admits_one(store):
     with store.lock("cell"):
-        with pytest.raises(TimeoutError), store.lock("cell").acquire(timeout=0.01):
+        with pytest.raises(TimeoutError), store.lock("cell", timeout=0.01):
             pass
-        with store.lock("other").acquire(timeout=0.01):
+        with store.lock("other", timeout=0.01):
             pass
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError("flock")])
+def test_where_there_are_no_locks_the_work_goes_on_and_says_so(store, monkeypatch, refused, error):
+    def acquire(self):
+        raise error
+
+    monkeypatch.setattr(stores.filelock.FileLock, "acquire", acquire)
+    with store.lock("cell"):
+        store.save("cell", DATASET, CONFIG, 1.0)
+    assert "cell.lock = no lock" in refused()
+
+
+def test_a_folder_that_may_not_be_read_hides_nothing(path, store, tmp_path, monkeypatch, refused):
+    """Results of another user come first, and cannot even be looked at: those that ship are used."""
+    own = Store(tmp_path / "another user", shipped=store.folder)
+    stat = Path.stat
+
+    def forbidden(self, **options):
+        if "another user" in str(self):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    assert own.load("cell", CONFIG) is not None
+    assert refused().endswith("unreadable (Permission denied): not used; it is kept")
+
+
+def test_files_have_the_permissions_that_the_user_gives(store):
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(mask)
+        try:
+            store.save("cell", DATASET, CONFIG, 1.0)
+        finally:
+            os.umask(before)
+        assert (store.folder / "cell.nc").stat().st_mode & 0o777 == mode
 
 
 def test_checkpoints_of_different_configurations_are_different_files(store):
@@ -326,12 +368,6 @@ def test_a_finished_run_drops_its_checkpoints_and_no_others(store):
     store.drop_checkpoints("cell", CONFIG)
     assert not any(path.exists() for path in own) and all(path.exists() for path in others)
     store.drop_checkpoints("cell", CONFIG)
-
-
-def test_a_file_says_which_source_wrote_it(monkeypatch):
-    assert re.fullmatch(r"unknown|[0-9a-f]{40}(\+changes)?", stores.commit())
-    monkeypatch.setenv("PATH", "")
-    assert stores.commit() == "unknown"
 
 
 def test_a_copied_file_is_as_good(store, path, tmp_path):

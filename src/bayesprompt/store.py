@@ -19,6 +19,7 @@ import safetensors.numpy
 import xarray as xr
 
 from bayesprompt.checks import UserError
+from bayesprompt.provenance import provenance
 
 LOG = logging.getLogger("bayesprompt")
 SHIPPED = Path(__file__).parent / "results"
@@ -57,13 +58,21 @@ class Store:
         return None
 
     def save(
-        self, name: str, dataset: xr.Dataset, config: dict[str, Any], seconds: float, origin: dict[str, str]
+        self,
+        name: str,
+        dataset: xr.Dataset,
+        config: dict[str, Any],
+        seconds: float,
+        origin: dict[str, str] | None = None,
     ) -> xr.Dataset:
-        """Write a cell with its provenance and return it; a file that stands in the way is kept under another name."""
+        """Write a cell and return it; a file that stands in the way is kept under another name.
+
+        `origin` is its provenance, as it was when the computation began (default: as it is now).
+        """
         identity = {"config": canonical(config), "config_hash": digest(config), "seconds": float(seconds)}
         # NetCDF3 has no 64-bit integers: narrow them here, so that what is hashed is what will be read.
         wide = {name: v.astype(np.int32) for name, v in dataset.variables.items() if v.dtype == np.int64}
-        dataset = dataset.assign(wide).assign_attrs(identity | origin)
+        dataset = dataset.assign(wide).assign_attrs(identity | (origin or provenance()))
         dataset.attrs["checksum"] = checksum(dataset)
         path = self.folder / f"{name}.nc"
         set_aside(path)
@@ -91,9 +100,7 @@ class Store:
         except filelock.Timeout:
             raise
         except (OSError, NotImplementedError) as error:  # another user's file, or a file system without locks
-            LOG.warning(
-                "%s", f"{lock.lock_file} = cannot be locked ({error}): a second run of this cell would not wait"
-            )
+            LOG.warning("%s", f"{lock.lock_file} = no lock ({error}): a second run of this cell would not wait")
         try:
             yield
         finally:

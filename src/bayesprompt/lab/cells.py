@@ -27,9 +27,9 @@ def load_cell(cell: Cell, store: Store) -> xr.Dataset | None:
 def condense(dataset: xr.Dataset, n: int = 50) -> xr.Dataset:
     """Return what is kept of a cell's results; a cell that was stored whole, as earlier versions did, becomes the same.
 
-    Networks compute in float32, and so are the regrets of their repetitions kept. Of the repetitions' tabulated predictions there remain those
-    of the repetition with the median regret at step n (or the last), and their mean. Tuning losses become means over
-    stretches of steps, named by their last.
+    Networks compute in float32, and so are the regrets of their repetitions kept. Of the repetitions' tabulated
+    predictions there remain those of the repetition with the median regret at step n (or the last), and their mean.
+    Tuning losses become means over stretches of steps, named by their last.
     """
     narrow = {k: v.astype(np.float32) for k, v in dataset.data_vars.items() if v.dtype == np.float64 and v.size > 1000}
     dataset = dataset.assign(narrow)

@@ -12,7 +12,7 @@ from bayesprompt.lab.experiment import Cell
 from bayesprompt.store import RefusedFileError, Store, digest, make_folder, read_arrays, read_dataset, write_atomically
 
 PIECE = 15 * 2**20  # bytes of a packed file at most: what mail and repositories take
-_PACKED = "results.tar."  # and a number of three digits
+_PACKED = "results.tar."  # and which of how many pieces, e.g. 000-of-002
 
 Outcome = tuple[str, str]  # a file, and what became of it
 Named = Callable[[str], Cell | None]  # finds a cell by the stem of its files
@@ -34,9 +34,11 @@ def export(folder: Path, store: Store, unfinished: bool = False) -> list[Path]:
         with tarfile.open(fileobj=whole, mode="w") as archive:
             for path in files:
                 archive.add(path, path.name)
+        size = whole.tell()
         whole.seek(0)
-        pieces = iter(lambda: whole.read(PIECE), b"")
-        return [_write(folder / f"{_PACKED}{number:03d}", piece) for number, piece in enumerate(pieces)]
+        number = -(-size // PIECE)
+        names = [f"{_PACKED}{piece:03d}-of-{number:03d}" for piece in range(number)]
+        return [_write(folder / name, whole.read(PIECE)) for name in names]
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -51,13 +53,16 @@ def merge(folder: Path, store: Store, named: Named) -> list[Outcome]:
     Networks are taken before what is tuned on them; a checkpoint where neither it nor its finished cell is there.
     """
     with tempfile.TemporaryDirectory() as unpacked:
-        if pieces := sorted(folder.glob(f"{_PACKED}[0-9][0-9][0-9]")):
+        if pieces := sorted(folder.glob(f"{_PACKED}*-of-*")):
             _unpack(pieces, Path(unpacked))
             folder = Path(unpacked)
         return [*_merge_cells(folder, store, named), *_merge_checkpoints(folder, store, named)]
 
 
 def _unpack(pieces: list[Path], into: Path) -> None:
+    number = int(pieces[0].name.rpartition("-")[2])
+    if [path.name for path in pieces] != [f"{_PACKED}{piece:03d}-of-{number:03d}" for piece in range(number)]:
+        raise UserError(f"DIR = {pieces[0].parent}: must have all {number} pieces of one archive, and no others")
     with tempfile.TemporaryFile(dir=into) as whole:
         for piece in pieces:
             whole.write(piece.read_bytes())
@@ -67,7 +72,7 @@ def _unpack(pieces: list[Path], into: Path) -> None:
                 flat = [member for member in archive if member.isfile() and "/" not in member.name]
                 archive.extractall(into, flat, filter="data")
         except (tarfile.TarError, EOFError) as error:
-            raise UserError(f"DIR = {pieces[0].parent}: must have every piece of one archive ({error})") from None
+            raise UserError(f"DIR = {pieces[0].parent}: must have an archive that can be read ({error})") from None
 
 
 def _merge_cells(folder: Path, store: Store, named: Named) -> Iterator[Outcome]:

@@ -57,7 +57,7 @@ def undecided(judgements: Iterable[Judgement]) -> dict[str, tuple[str, ...]]:
     return {j.id: j.missing for j in judgements if j.verdict == "not judged"}
 
 
-def in_words(seconds: float) -> str:
+def in_words(seconds: float | int) -> str:
     """Return a time in words, e.g. "1.5 h"."""
     if seconds < 5400:
         return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

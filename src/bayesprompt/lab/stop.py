@@ -16,7 +16,7 @@ class Stopped(Exception):
 class Stop:
     """Listens for SIGINT and SIGTERM, and to the clock; a second signal stops the program at once."""
 
-    def __init__(self, hours: float | None = None) -> None:
+    def __init__(self, hours: float | int | None = None) -> None:
         self.signal, self.end = 0, None if hours is None else time.monotonic() + 3600 * hours
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
