@@ -3,12 +3,15 @@
 import itertools
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from tokenizers import pre_tokenizers
 
 from bayesprompt import catalog, cli
 from bayesprompt.catalog import cells
@@ -31,8 +34,10 @@ from bayesprompt.mechanism.language.tasks import (
 )
 from bayesprompt.models import gguf as files
 from bayesprompt.models.gguf import LanguageModel, packaged_file, the_model
+from bayesprompt.models.language_model import Settings
 from bayesprompt.models.llama import Llama, generate, make_llama
 from bayesprompt.models.prefixes import Prefix
+from bayesprompt.models.tokenizer import make_tokenizer
 from bayesprompt.sources.coins import Coin
 from bayesprompt.store import Store
 
@@ -122,6 +127,18 @@ def test_texts_are_all_there_in_order_or_drawn():
     assert (np.asarray(texts.sample(jax.random.key(0), 4, 2)[0]) == texts.tokens[:, :2]).all()
     drawn = np.asarray(texts.sample(jax.random.key(0), 50, 3)[0])
     assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in texts.tokens.tolist()}
+
+
+def test_drawn_targets_hold_no_added_token_wherever_its_id_is():
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*tokens[:100], "<|a|>", "<|b|>", *tokens[100:], "<think>"]
+    settings = {"model": "gpt2", "pre": "gpt-2", "tokens": tokens, "merges": []}
+    settings["token_type"] = [{"<|": 3, "<t": 4}.get(token[:2], 1) for token in tokens]
+    settings = Settings(Path("file"), {f"tokenizer.ggml.{name}": value for name, value in settings.items()})
+    model = LanguageModel(make_llama(replace(TINY, num_tokens=259)), {}, make_tokenizer(settings), None)
+    drawn = np.array([target.tokens for target in targets(model, 12, 4) if target.kind == "random"])
+    words = np.array([i for i, token in enumerate(tokens) if token[:2] not in ("<|", "<t")])
+    assert (drawn == words[np.random.default_rng(0).integers(len(words), size=(4, 12))]).all()
 
 
 def test_cells_of_the_language_model_have_their_own_configurations():
@@ -251,9 +268,11 @@ def test_a_stored_prefix_is_found_again_and_does_what_was_stored():
 
 @real
 def test_stored_soft_tokens_write_what_was_stored():
-    dataset = load_cell(catalog.cell("language-model-one-token", "llama", "SoftPT"), Store(None))
-    model = the_model()
+    cell = catalog.cell("language-model-one-token", "llama", "SoftPT")
+    dataset, model = load_cell(cell, Store(None)), the_model()
     best = dataset.tuning_loss.values[..., -1].argmin(axis=1)
+    for row, target in zip(dataset.tokens.values, one_token._every_target(cell, model), strict=True):
+        assert row[: len(target.tokens)].tolist() == target.tokens.tolist(), "the targets are still those"
     for index in np.flatnonzero(dataset.length.values == 4)[::3]:
         rows = Prefix(embeddings=np.asarray(dataset.prefix.values[index])[None])
         said = one_token.command(model, rows, 4)

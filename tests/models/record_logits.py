@@ -1,4 +1,4 @@
-"""Records what transformers computes from the same GGUF file, for test_files.py to compare with: logits.npz.
+"""Records what transformers computes from the same GGUF file, for test_smollm2.py to compare with: logits.npz.
 
 Run by a Python that has torch, transformers and gguf, which the project does not need otherwise; the file that is there
 came from torch 2.13.0 (CPU, float32), transformers 5.23.0, gguf 0.19.0 and SmolLM2-135M-Instruct.Q4_1.gguf of

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from bayesprompt.checks import UserError
 from bayesprompt.measures.attention import (
     attention,
     bias_decomposition,
@@ -26,6 +27,7 @@ GROUPED = Llama(num_tokens=50, embed_dim=24, num_heads=4, num_kv_heads=2, num_la
 SIZES = {
     "grouped heads": GROUPED,
     "an unembedding of its own": Llama(50, 24, 2, 2, 3, 40, 64, rope_base=50.0, norm_epsilon=1e-2, tied=False),
+    "heads of a size of their own": Llama(50, 22, 3, 1, 1, 32, 64, head_size=6, rope_factors=(1.0, 2.5, 8.0)),
 }
 TEXTS = np.random.default_rng(0).integers(0, 50, (3, 7)).astype(np.int32)
 TOKENS = jnp.asarray(TEXTS)
@@ -81,7 +83,8 @@ def written_out(sizes, params, tokens, prefix=NO_PREFIX):
     Rows of a prompt in embedding space predict, too; rows given layer by layer are only read.
     """
     params = in_float64(params)
-    size, base, shared = sizes.embed_dim // sizes.num_heads, sizes.rope_base, sizes.num_heads // sizes.num_kv_heads
+    size, base, shared = sizes.head_dim, sizes.rope_base, sizes.num_heads // sizes.num_kv_heads
+    factors = sizes.rope_factors or (1.0,) * (size // 2)
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean() + sizes.norm_epsilon) * scale
@@ -89,7 +92,8 @@ def written_out(sizes, params, tokens, prefix=NO_PREFIX):
     def turn(x, place):
         """Rotate the plane of coordinates i and i + size / 2, as a complex number."""
         half = size // 2
-        z = (x[:half] + 1j * x[half:]) * np.exp(1j * place * np.array([base ** (-2 * i / size) for i in range(half)]))
+        angles = [place * base ** (-2 * i / size) / factors[i] for i in range(half)]
+        z = (x[:half] + 1j * x[half:]) * np.exp(1j * np.array(angles))
         return np.r_[z.real, z.imag]
 
     x, given = params["embedding"][tokens], 0
@@ -316,6 +320,11 @@ def test_repetitions_side_by_side_with_texts_of_their_own_are_fits_by_themselves
         ({"context": -3}, "context = -3: must be >= 1"),
         ({"embed_dim": 21}, "embed_dim = 21: must be a multiple of 2 \\* num_heads = 8"),
         ({"num_kv_heads": 3}, "num_heads = 4: must be a multiple of num_kv_heads = 3"),
+        ({"head_size": 5}, "head_size = 5: must be even and >= 2"),
+        ({"head_size": 0}, "head_size = 0: must be even and >= 2"),
+        ({"rope_factors": (2.0, 2.0)}, "rope_factors = 2 of them: must be 3, one an angle"),
+        ({"rope_factors": (2.0, 0.0, 1.0)}, "rope_factors = .*: must be > 0 and finite"),
+        ({"rope_factors": (2.0, float("nan"), 1.0)}, "rope_factors = .*: must be > 0 and finite"),
         ({"rope_base": 1.0}, "rope_base = 1.0: must be > 1"),
         ({"rope_base": float("nan")}, "rope_base = nan"),
         ({"norm_epsilon": 0.0}, "norm_epsilon = 0.0: must lie in"),
@@ -343,5 +352,36 @@ def test_more_positions_than_the_context_has_are_refused():
 
 @pytest.mark.parametrize("kind", ["none", "layers"])
 def test_decoding_from_nothing_is_refused(kind):
-    with pytest.raises(ValueError, match="^tokens = none: a prompt of rows, or a token, must come first"):
+    with pytest.raises(UserError, match=r"^tokens = array of shape \(1, 0\): must be \(B, N\), N >= 1 or behind a"):
         generate(GROUPED, parameters(GROUPED), np.zeros((1, 0), np.int32), 3, prompt(GROUPED, kind))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps", "message"),
+    [
+        ([[3, 50]], 2, "tokens = 50: "),
+        ([[3, -1]], 2, "tokens = -1: "),
+        ([3], 2, r"tokens = array of shape \(1,\): must be \(B, N\)"),
+        ([[3]], -1, "steps = -1: "),
+        ([[3]], 2.0, "steps = 2.0: "),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused(tokens, steps, message):
+    plain = generate.__wrapped__  # without the checks of shapes that only tests make
+    with pytest.raises(UserError, match=f"^{message}") as caught:
+        plain(GROUPED, parameters(GROUPED), np.array(tokens), steps)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_no_steps_give_no_tokens_and_no_sequences_none(kind):
+    params, prefix = parameters(GROUPED), prompt(GROUPED, kind)
+    assert generate(GROUPED, params, TOKENS, 0, prefix).shape == (3, 0)
+    assert generate(GROUPED, params, TOKENS[:0], 2, prefix).shape == (0, 2)
+    if kind in ("soft", "hard"):
+        assert generate(GROUPED, params, TOKENS[:, :0], 0, prefix).shape == (3, 0)
+
+
+def test_an_answer_of_less_than_nothing_is_refused():
+    with pytest.raises(UserError, match="^answer = -1: "):
+        make_llama(GROUPED, -1)

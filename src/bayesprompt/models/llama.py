@@ -1,8 +1,7 @@
 """The LLaMA family as a `Predictor`: one block, scanned over stacked weights."""
 
 import functools
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,10 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from bayesprompt.checks import UserError
-from bayesprompt.devices import Cores
+from bayesprompt.checks import UserError, check_integer, check_tokens
 from bayesprompt.measures.attention import Reading
-from bayesprompt.models.layers import State, check_sizes
+from bayesprompt.models.layers import State
+from bayesprompt.models.llama_sizes import Llama, shapes
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.models.transformer import attend
@@ -23,79 +22,14 @@ from bayesprompt.models.vocabulary import token_losses
 _KEPT = "kept for the gradient"
 
 
-@dataclass(frozen=True)
-class Llama:
-    """Sizes of a LLaMA network; the defaults are SmolLM2-135M's."""
-
-    num_tokens: int = 49_152
-    embed_dim: int = 576
-    num_heads: int = 9
-    num_kv_heads: int = 3
-    num_layers: int = 30
-    mlp_dim: int = 1536
-    context: int = 8192
-    rope_base: float = 1e5
-    norm_epsilon: float = 1e-5
-    tied: bool = True  # the unembedding is the embedding
-    sequences_in_cache: int = 4  # at a time in training: what is kept of 256 tokens for the gradient is 160 MB
-    cores: ClassVar[Cores] = "nothing"
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for sizes below 1, heads that do not divide the width, or a rotation of no angle."""
-        check_sizes(self, but=("rope_base", "norm_epsilon", "tied"))
-        if self.embed_dim % (2 * self.num_heads):
-            raise UserError(f"embed_dim = {self.embed_dim}: must be a multiple of 2 * num_heads = {2 * self.num_heads}")
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(f"num_heads = {self.num_heads}: must be a multiple of num_kv_heads = {self.num_kv_heads}")
-        if not 1 < self.rope_base < float("inf"):
-            raise UserError(f"rope_base = {self.rope_base}: must be > 1 and finite")
-        if not 0 < self.norm_epsilon < 1:
-            raise UserError(f"norm_epsilon = {self.norm_epsilon}: must lie in (0, 1)")
-
-    @property
-    def head_dim(self) -> int:
-        """Coordinates of a head's queries, keys and values."""
-        return self.embed_dim // self.num_heads
-
-    def token_flops(self, length: int) -> int:
-        """Return the nominal floating-point operations of one token's matrix products, forward, at this length."""
-        kv_dim = self.num_kv_heads * self.head_dim
-        weights = self.embed_dim * (2 * self.embed_dim + 2 * kv_dim + 3 * self.mlp_dim)
-        return self.num_layers * (2 * weights + 4 * length * self.embed_dim) + 2 * self.embed_dim * self.num_tokens
-
-
-def shapes(sizes: Llama) -> Params:
-    """Return the shapes of the parameters; those of the blocks are stacked, layers first."""
-    width, kv_dim, layers = sizes.embed_dim, sizes.num_kv_heads * sizes.head_dim, sizes.num_layers
-    kernels = {
-        "query": (width, width),
-        "key": (width, kv_dim),
-        "value": (width, kv_dim),
-        "attention_output": (width, width),
-        "mlp_gate": (width, sizes.mlp_dim),
-        "mlp_up": (width, sizes.mlp_dim),
-        "mlp_down": (sizes.mlp_dim, width),
-        "attention_norm": (width,),
-        "mlp_norm": (width,),
-    }
-    rows = (sizes.num_tokens, width)
-    found = {
-        "embedding": rows,
-        "torso": {name: (layers, *shape) for name, shape in kernels.items()},
-        "unembedding": {"norm": (width,)} | ({} if sizes.tied else {"rows": rows}),
-    }
-    return jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), found, is_leaf=lambda x: isinstance(x, tuple)
-    )
-
-
 @functools.lru_cache
 def make_llama(sizes: Llama, answer: int = 0) -> Predictor:
     """Return the predictor of these sizes; it predicts the last `answer` tokens of a sequence, or all that it can (0).
 
     Behind a prompt of rows that is every token; with no prompt, or one given layer by layer, the first token is read
-    and not predicted. A target token of -1 is read as token 0 and costs nothing.
+    and not predicted. A target token of -1 is read as token 0 and costs nothing. Raises UserError for `answer` < 0.
     """
+    check_integer("answer", answer, 0)
     return Predictor(
         init=functools.partial(_init, sizes),
         prompt=functools.partial(_prompt, sizes),
@@ -127,12 +61,14 @@ def _norm(x: Array, scale: Array, epsilon: float) -> Array:
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
-def _rotate(x: Float[Array, "*batch n H d"], places: Int[Array, " n"], base: float) -> Float[Array, "*batch n H d"]:
+def _rotate(sizes: Llama, x: Float[Array, "*batch n H d"], places: Int[Array, " n"]) -> Float[Array, "*batch n H d"]:
     """Turn pairs of coordinates (i, i + d/2) by angles proportional to the position (Su et al. 2021)."""
     half = x.shape[-1] // 2
-    angle = places[:, None] * base ** (-jnp.arange(half) / half)[None]
-    cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-    cos, sin = (jnp.expand_dims(y, tuple(range(x.ndim - 3))) for y in (cos, sin))
+    each = sizes.rope_base ** (-jnp.arange(half) / half)
+    if sizes.rope_factors:
+        each = each / jnp.array(sizes.rope_factors, each.dtype)
+    angle = places[:, None] * each[None]
+    cos, sin = (jnp.expand_dims(y[:, None], tuple(range(x.ndim - 3))) for y in (jnp.cos(angle), jnp.sin(angle)))
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -143,7 +79,7 @@ def _project(sizes: Llama, block: Params, x: Float[Array, "*batch n D"], places:
     query, key, value = (
         y.reshape(*y.shape[:-1], y.shape[-1] // sizes.head_dim, sizes.head_dim) for y in (query, key, value)
     )
-    query, key = (_rotate(y, places, sizes.rope_base) for y in (query, key))
+    query, key = (_rotate(sizes, y, places) for y in (query, key))
     shared = sizes.num_heads // sizes.num_kv_heads  # heads that read the same keys and values
     return Projected(query / sizes.head_dim**0.5, jnp.repeat(key, shared, axis=-2), jnp.repeat(value, shared, axis=-2))
 
@@ -250,16 +186,28 @@ def inspect(
         return jax.lax.scan(read, x, (params["torso"], state["layers"]))[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
 def generate(
     sizes: Llama, params: Params, tokens: Int[Array | np.ndarray, "B N"], steps: int, prefix: Prefix = NO_PREFIX
 ) -> Int[Array, "B steps"]:
-    """Return the next `steps` tokens by greedy decoding, keys and values cached; N may be 0 behind a prompt of rows."""
+    """Return the next `steps` tokens by greedy decoding; N may be 0 behind a prompt of rows.
+
+    Raises UserError for tokens outside the vocabulary, for none at all, and for more positions than the context has.
+    """
+    check_integer("steps", steps, 0)
+    tokens = check_tokens(tokens, sizes.num_tokens)
+    if tokens.ndim != 2 or not (tokens.shape[1] or (prefix.length and prefix.layers is None)):
+        raise UserError(f"tokens = array of shape {tokens.shape}: must be (B, N), N >= 1 or behind a prompt of rows")
+    return _generate(sizes, params, tokens.astype(np.int32), int(steps), prefix)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _generate(sizes: Llama, params: Params, tokens: Int[Array, "B N"], steps: int, prefix: Prefix) -> Array:
+    """Read the text once, then one token at a time, with keys and values cached."""
     state = _prompt(sizes, params, prefix, tokens.shape[1] + steps)
-    x = _embed(params, state, jnp.asarray(tokens))
+    if not steps:
+        return tokens[:, :0]
+    x = _embed(params, state, tokens)
     given, before = x.shape[1], state["layers"].shape[1]
-    if not given:
-        raise UserError("tokens = none: a prompt of rows, or a token, must come first")
 
     def fill(x, xs):
         done = _run(sizes, xs[0], x, xs[1])

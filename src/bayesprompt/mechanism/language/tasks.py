@@ -1,7 +1,6 @@
 """What the language model reads and is tuned to: texts to be reproduced, labelled sentences, flips of a coin."""
 
 import functools
-import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,24 +99,19 @@ class Target(NamedTuple):
 
 
 def targets(model: LanguageModel, length: int, each: int) -> list[Target]:
-    """Return `each` targets of each kind with this many tokens: starts of sentences, and tokens drawn uniformly."""
+    """Return `each` targets of each kind with this many tokens: starts of sentences, and words drawn uniformly."""
     if not 1 <= length <= max(LENGTHS):
         raise UserError(f"length = {length}: must lie in 1..{max(LENGTHS)}")
     if not 1 <= each <= len(COMMON):
         raise UserError(f"each = {each}: must lie in 1..{len(COMMON)}")
-    draws = np.random.default_rng(0).integers(_first_word(model), model.sizes.num_tokens, (each, max(LENGTHS)))
+    words = np.setdiff1d(np.arange(model.sizes.num_tokens), [*model.tokenizer.get_added_tokens_decoder()])
+    draws = words[np.random.default_rng(0).integers(len(words), size=(each, max(LENGTHS)))]
     written = [
         (kind, model.encode(text)) for kind, texts in (("common", COMMON), ("rare", RARE)) for text in texts[:each]
     ]
     return [
         Target(kind, np.asarray(row[:length], np.int32)) for kind, row in [*written, *(("random", r) for r in draws)]
     ]
-
-
-def _first_word(model: LanguageModel) -> int:
-    """Return the first id behind the special tokens, which stand at the front of the vocabulary."""
-    special = {int(i) for i, token in model.tokenizer.get_added_tokens_decoder().items() if token.special}
-    return next(i for i in itertools.count() if i not in special)
 
 
 class Labelled(NamedTuple):
