@@ -24,8 +24,8 @@ import optax
 
 from bayesprompt.devices import make_mesh, padded
 from bayesprompt.models.predictor import Architecture, Transformer, make_predictor
+from bayesprompt.provenance import commit, device
 from bayesprompt.sources.coins import BetaCoins, Coin
-from bayesprompt.store import commit, device
 from bayesprompt.tuning.fitting import FitConfig, compiled_loop, step_flops
 from bayesprompt.tuning.tuners import PREFIXES, make_tuner
 

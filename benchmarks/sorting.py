@@ -19,8 +19,7 @@ import numpy as np
 from harness import arguments, finish, matrix_rate, our_steps, paired
 
 from bayesprompt.devices import make_mesh, padded
-from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, DigitExperiment, training_at
-from bayesprompt.mechanism.digits_compute import tuner_of
+from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, DigitExperiment
 from bayesprompt.models.gpt import make_gpt
 from bayesprompt.sources.digits import Digits, one_task
 from bayesprompt.tuning.fitting import AdamWConfig, compiled_loop, step_flops
@@ -77,14 +76,14 @@ trainer.run()
 
 def our_training(experiment: DigitExperiment, method: str, config: AdamWConfig) -> tuple[Callable[[], Any], int]:
     """Return a call that takes `config.steps` iterations of each repetition, and the number of repetitions."""
-    predictor, tuner = make_gpt(experiment.sizes), tuner_of(experiment, method, experiment.sizes)
+    predictor, tuner = make_gpt(experiment.largest), experiment.tuner(method, "paper")
     several = experiment.base is not None
     repetitions, source = 1, one_task(*experiment.tasks)
     if several:
         repetitions = len(experiment.tasks)
         source = Digits(np.stack([one_task(task).weights for task in experiment.tasks]))
     base = jax.device_get(jax.jit(predictor.init)(jax.random.key(0)))
-    mesh = make_mesh(repetitions, config.batch, experiment.sizes.cores)
+    mesh = make_mesh(repetitions, config.batch, experiment.largest.cores)
     keys = jax.random.split(jax.random.key(1), padded(repetitions, mesh.shape["repetition"]))
     run, start = compiled_loop(predictor, tuner, config, mesh, several)
     return our_steps(run, (base, source, start(base, keys), keys, 0)), repetitions
@@ -95,7 +94,7 @@ def public_training(
     path: str, python: str, experiment: DigitExperiment, method: str, config: AdamWConfig
 ) -> Iterator[Callable[[], None]]:
     """Give a call that takes `config.steps` iterations of one repetition with the public code."""
-    sizes = experiment.sizes
+    sizes = experiment.largest
     given = {
         "path": path, "steps": config.steps, "learning_rate": config.learning_rate, "pads": sizes.pads,
         "prefix": method == "PrefixTuning",
@@ -122,8 +121,8 @@ def public_training(
 def compare(options: Any, name: str) -> dict[str, Any]:
     """Time the iterations of an experiment's repetitions, beside the public code's, and print the row."""
     experiment, method = DIGIT_EXPERIMENTS[name], CASES[name]
-    steps = max(1, options.steps[0] // experiment.sizes.num_layers)  # so that turns are of about the same length
-    config = replace(training_at(experiment, method, "paper"), steps=steps)
+    steps = max(1, options.steps[0] // experiment.largest.num_layers)  # so that turns are of about the same length
+    config = replace(experiment.training(method, "paper"), steps=steps)
     ours, repetitions = our_training(experiment, method, config)
     with contextlib.ExitStack() as stack:
         calls = [ours]
@@ -132,7 +131,7 @@ def compare(options: Any, name: str) -> dict[str, Any]:
             calls.append(stack.enter_context(theirs))
         # A turn of ours takes the iterations of all repetitions; the public code runs them one after the other.
         seconds = [time / config.steps for time in paired(options.rounds, *calls)]
-    sizes = experiment.sizes
+    sizes = experiment.largest
     rate = repetitions * step_flops(sizes, config.batch, config.length, method == "Pretrained") / seconds[0]
     row = {
         "case": name, "method": method, "layers": sizes.num_layers, "width": sizes.embed_dim, "pads": sizes.pads,
