@@ -117,8 +117,8 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     one, other = (predictor.predict(params, state, TOKENS, key=jax.random.key(k)) for k in (1, 2))
     assert np.abs(one - other).max() > 0.01
     np.testing.assert_array_equal(one, predictor.predict(params, state, TOKENS, key=jax.random.key(1)))
-    with_masks = predictor.prompt(params, NO_PREFIX, 20, key=jax.random.key(1))["choices"][0]
-    changed = np.asarray(with_masks / state["choices"][0])
+    with_masks = predictor.prompt(params, NO_PREFIX, 20, key=jax.random.key(1))["choices"]
+    changed = np.asarray(with_masks / state["choices"])
     np.testing.assert_allclose(np.unique(changed.round(4)), [0, round(1 / 0.9, 4)])
     assert abs((changed == 0).mean() - 0.1) < 0.02
 

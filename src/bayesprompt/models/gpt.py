@@ -102,16 +102,19 @@ class GPTNetwork(nn.Module):
         choices = self.drop(tokens[None] + positions[pads:, None])  # (n, K, D): every token at every position
         return {
             "memory": [(layer.reading.prefix_key[0], layer.reading.prefix_value[0]) for layer in found],
-            "choices": (choices, *self.torso.blocks[0].project(choices)),
+            "choices": choices,
+            "projected": self.torso.blocks[0].project(choices),
         }
 
     def predict(self, state: State, tokens: Int[Array, "B N"]) -> Float[Array, "B size K"]:
         """Predict the answer's tokens from the state and the tokens before each."""
         sizes, read = self.architecture, tokens[:, :-1]
-        x, query, *others = state["choices"]
+        query, *others = state["projected"]
         # In the last block only the rows that predict ask.
         num_queries = [sizes.rows] * (sizes.num_layers - 1) + [sizes.size]
-        x, query = (look_up(table[-num_queries[0] :], read[:, -num_queries[0] :]) for table in (x, query))
+        x, query = (
+            look_up(table[-num_queries[0] :], read[:, -num_queries[0] :]) for table in (state["choices"], query)
+        )
         rows = query, *(look_up(table, read) for table in others)
         for index, block in enumerate(self.torso.blocks):
             if index:
@@ -138,7 +141,7 @@ class GPTNetwork(nn.Module):
             cache, said = carry
             place, token = step
             token = jnp.where(place < sizes.size, token, said)
-            x = state["choices"][0][place][token][:, None]
+            x = state["choices"][place][token][:, None]
             for index, block in enumerate(network.torso.blocks):
                 query, *new = block.project(x)
                 cache = tuple(

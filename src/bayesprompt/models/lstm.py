@@ -52,7 +52,7 @@ class LSTMTorso(nn.Module):
         # A token has only K values: its input gates are computed once a value, not once a token.
         return {
             "first": x[-1, 0],
-            "carries": [jax.tree.map(lambda y: y[-1], carries) for _, carries in steps],
+            "states": [jax.tree.map(lambda y: y[-1], carries) for _, carries in steps],
             "gates": vocabulary @ kernel + bias[None],
         }
 
@@ -74,7 +74,7 @@ class LSTMTorso(nn.Module):
     def predict(self, state: State, tokens: Int[Array, "B n"]) -> tuple[Array, Array]:
         """Return the output of the prompt's last row (D,) and of the data rows (B, n, D)."""
         x = one_hot(tokens, self.architecture.num_tokens).swapaxes(0, 1)
-        for index, (cell, start) in enumerate(zip(self.cells, state["carries"], strict=True)):
+        for index, (cell, start) in enumerate(zip(self.cells, state["states"], strict=True)):
             kernel, recurrent, bias = gate_weights(cell)
             # First layer: a token's input gates are looked up inside the step; later layers project the layer below.
             look_up, project = (lambda row: row @ state["gates"]), (lambda row, k=kernel, b=bias: row @ k + b[None])

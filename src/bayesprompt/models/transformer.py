@@ -88,12 +88,13 @@ class TransformerTorso(nn.Module):
         return {
             "first": x[0, -1],
             "memory": [(layer.reading.prefix_key[0], layer.reading.prefix_value[0]) for layer in found],
-            "choices": (choices, *self.blocks[0].project(choices)),
+            "choices": choices,
+            "projected": self.blocks[0].project(choices),
         }
 
     def predict(self, state: State, tokens: Int[Array, "B n"]) -> tuple[Array, Array]:
         """Return the output of the prompt's last row (D,) and of the data rows (B, n, D)."""
-        x, *rows = (look_up(table, tokens) for table in state["choices"])
+        x, *rows = (look_up(table, tokens) for table in (state["choices"], *state["projected"]))
         for index, block in enumerate(self.blocks):
             added = block.attend(*(block.project(x) if index else rows), state["memory"][index])
             x = block.finish(x, added)
