@@ -102,7 +102,7 @@ def our_loop(architecture: Architecture, method: str, config: FitConfig, repetit
     """Return the compiled loop and arguments to call it with: one chunk, `config.steps` steps of all repetitions."""
     predictor, tuner = make_predictor(architecture), make_tuner(method, architecture)
     base = jax.device_get(predictor.init(jax.random.key(0)))
-    mesh = make_mesh(repetitions, config.batch, architecture.cores)
+    mesh = make_mesh(repetitions, config.batch, predictor.cores)
     keys = jax.random.split(jax.random.key(1), padded(repetitions, mesh.shape["repetition"]))
     run, start = compiled_loop(predictor, tuner, config, mesh)
     source = Coin(0.2) if config.length <= 50 else BetaCoins()

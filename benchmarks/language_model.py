@@ -60,7 +60,7 @@ while sys.stdin.readline():
 def our_step(model: LanguageModel, method: str, rows: int, tokens: np.ndarray, steps: int) -> Any:
     """Return a call that takes `steps` steps of one repetition."""
     config = FitConfig(steps, *tokens.shape, learning_rate=1e-3)
-    mesh = make_mesh(1, len(tokens), model.sizes.cores)
+    mesh = make_mesh(1, len(tokens), model.predictor.cores)
     run, start = compiled_loop(model.predictor, make_tuner(method, model.sizes, rows), config, mesh)
     keys = jax.random.split(jax.random.key(1), 1)
     return our_steps(run, (model.params, Texts(tokens), start(model.params, keys), keys, 0))

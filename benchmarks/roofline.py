@@ -16,8 +16,6 @@ def parts():
     yield "LSTM product", jnp.matmul, [(BATCH, WIDTH), (WIDTH, 4 * WIDTH)], 2 * BATCH * WIDTH * 4 * WIDTH
     scores = lambda q, k: jnp.einsum("bihd,bjhd->bhij", q, k)  # noqa: E731
     yield "attention scores", scores, [head, head], 2 * 64 * LENGTH**2 * WIDTH
-    columns = LENGTH * 2 * HEADS * (WIDTH // HEADS + 1)
-    yield "attention table", jnp.matmul, [(64, 2 * LENGTH), (2 * LENGTH, columns)], 4 * 64 * LENGTH * columns
     yield "gelu", nn.gelu, [(ROWS, 4 * WIDTH)], 20 * ROWS * 4 * WIDTH
     yield (
         "LayerNorm",

@@ -83,7 +83,7 @@ def our_training(experiment: DigitExperiment, method: str, config: AdamWConfig) 
         repetitions = len(experiment.tasks)
         source = Digits(np.stack([one_task(task).weights for task in experiment.tasks]))
     base = jax.device_get(jax.jit(predictor.init)(jax.random.key(0)))
-    mesh = make_mesh(repetitions, config.batch, experiment.largest.cores)
+    mesh = make_mesh(repetitions, config.batch, predictor.cores)
     keys = jax.random.split(jax.random.key(1), padded(repetitions, mesh.shape["repetition"]))
     run, start = compiled_loop(predictor, tuner, config, mesh, several)
     return our_steps(run, (base, source, start(base, keys), keys, 0)), repetitions

@@ -271,7 +271,7 @@ def test_quantiles_over_repetitions():
 
 
 ONES = np.zeros((1, 2, 2))
-NOT_COINS = "an exchangeable source of 2 tokens"
+NOT_COINS = "must be an exchangeable source of 2 tokens"
 MESSAGES = {
     f"predictor = {Categorical((0.2, 0.3, 0.5))}: {NOT_COINS}": lambda: exact_regret(
         Categorical((0.2, 0.3, 0.5)), SINGLE, 5
@@ -286,16 +286,16 @@ MESSAGES = {
     "prompt_counts = array of shape (3,): 2 entries on the last axis": lambda: exact_regret(
         LAPLACE, SINGLE, 5, (1, 1, 1)
     ),
-    f"target = {LAPLACE}: one of finitely many coins": lambda: exact_stderr(LAPLACE, LAPLACE, 5, 10),
+    f"target = {LAPLACE}: must be one of finitely many coins": lambda: exact_stderr(LAPLACE, LAPLACE, 5, 10),
     "tokens = 2: integers from 0 to 1": lambda: log_loss(ONES, np.array([[0, 2]])),
     "tokens = -1: integers from 0 to 1": lambda: cumulative_regret(ONES, np.array([[0, -1]]), ONES),
-    "oracle_log_probs = -inf at a token that came up: a finite log-probability": lambda: cumulative_regret(
+    "oracle_log_probs = -inf at a token that came up: must be a finite log-probability": lambda: cumulative_regret(
         ONES, np.array([[0, 1]]), ONES - inf
     ),
-    "bayes_log_probs = nan at a token that came up: a finite log-probability": lambda: excess_log_loss(
+    "bayes_log_probs = nan at a token that came up: must be a finite log-probability": lambda: excess_log_loss(
         ONES, np.array([[0, 1]]), ONES * np.nan
     ),
-    "tokens = array of shape (1, 1): shape (1, 2), that of log_probs": lambda: log_loss.__wrapped__(
+    "tokens = array of shape (1, 1): must be (1, 2), that of log_probs": lambda: log_loss.__wrapped__(
         ONES, np.array([[0]])
     ),
 }
@@ -309,5 +309,5 @@ def test_bad_input_raises_one_line_naming_argument_value_and_range(message):
 
 def test_a_chain_is_not_exchangeable():
     chain = Markov((0.5, 0.5), ((0.9, 0.1), (0.1, 0.9)))
-    with pytest.raises(ValueError, match="^target = Markov.*: an exchangeable source of 2 tokens$"):
+    with pytest.raises(ValueError, match="^target = Markov.*: must be an exchangeable source of 2 tokens$"):
         exact_regret.__wrapped__(LAPLACE, chain, 5)  # the annotation already says so

@@ -12,8 +12,9 @@ from bayesprompt.mechanism import attention_plots
 from bayesprompt.mechanism import digits as running
 from bayesprompt.mechanism.attention_plots import EXAMPLE, TASK_COLORS, attention_map, one_head
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, Tuned, load_models
-from bayesprompt.models.gpt import GPT, inspect, make_gpt
+from bayesprompt.models.gpt import GPT, make_gpt
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.trace import inspect
 from bayesprompt.sources.digits import PRETRAINING_TASKS, TASKS, is_held_out, with_answer
 from bayesprompt.store import Store
 
@@ -33,7 +34,7 @@ def texts(figure) -> str:
 
 
 def reading(head=1):
-    return one_head(inspect(SIZES, PARAMS, TEXT[None], PREFIX)[0].reading, 0, head)
+    return one_head(inspect(make_gpt(SIZES), PARAMS, TEXT[None], PREFIX).layers[0].reading, 0, head)
 
 
 def softmax_rows(found) -> np.ndarray:
@@ -52,7 +53,7 @@ def test_the_example_is_held_out_and_answered():
 
 
 def test_one_head_is_that_head():
-    every = inspect(SIZES, PARAMS, TEXT[None], PREFIX)[0].reading
+    every = inspect(make_gpt(SIZES), PARAMS, TEXT[None], PREFIX).layers[0].reading
     np.testing.assert_array_equal(one_head(every, 0, 2).prefix_key, every.prefix_key[0, 2])
 
 
@@ -80,8 +81,8 @@ def test_a_map_names_rows_columns_and_regions():
 
 def test_maps_of_what_is_not_one_head_are_refused():
     ax = plt.subplots()[1]
-    with pytest.raises(ValueError, match=r"reading = 4 axes: one sequence and one head"):
-        attention_map(ax, inspect(SIZES, PARAMS, TEXT[None], PREFIX)[0].reading, TEXT)
+    with pytest.raises(ValueError, match=r"reading = 4 axes: must be of one sequence and one head"):
+        attention_map(ax, inspect(make_gpt(SIZES), PARAMS, TEXT[None], PREFIX).layers[0].reading, TEXT)
     with pytest.raises(ValueError, match=r"tokens = 19: must be 20"):
         attention_map(ax, reading(), TEXT[:19])
 
@@ -104,7 +105,7 @@ def test_an_accuracy_table_writes_its_numbers():
 def test_block_outputs_are_the_last_input_rows():
     inputs = np.stack([EXAMPLE, EXAMPLE[::-1]])
     for prefix in (NO_PREFIX, PREFIX):
-        whole = inspect(SIZES, PARAMS, with_answer(inputs, "descending"), prefix)[0].attended[:, 9]
+        whole = inspect(make_gpt(SIZES), PARAMS, with_answer(inputs, "descending"), prefix).layers[0].states[:, -10]
         np.testing.assert_allclose(attention_plots.block_outputs(SIZES, (PARAMS, prefix), inputs), whole, atol=1e-6)
 
 

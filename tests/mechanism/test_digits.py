@@ -19,7 +19,7 @@ from bayesprompt.mechanism.digits import (
     stretch,
 )
 from bayesprompt.models.gpt import GPT, make_gpt
-from bayesprompt.models.predictor import log_loss
+from bayesprompt.models.predictor import nll
 from bayesprompt.models.prefixes import NO_PREFIX
 from bayesprompt.sources.digits import TASKS, Digits, answer, one_task
 from bayesprompt.store import Store
@@ -55,7 +55,7 @@ def written_out(base, tuner, source, config, key):
 
     def loss(leaves, tokens):
         params, prefix = tuner.inject(base, jax.tree.unflatten(structure, leaves))
-        return log_loss(PREDICTOR.apply(params, tokens, prefix), tokens[:, 10:]).mean()
+        return nll(PREDICTOR.apply(params, tokens, prefix), tokens[:, 10:]).mean()
 
     differentiate, sample = jax.jit(jax.value_and_grad(loss)), jax.jit(source.sample, static_argnums=(1, 2))
     for step in range(config.steps):

@@ -19,7 +19,7 @@ from bayesprompt.lab import judging
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.run import run_cell
 from bayesprompt.measures.attention import Reading, outputs
-from bayesprompt.measures.identities import beyond_rank, identity_errors
+from bayesprompt.measures.subspaces import beyond_rank, identity_errors
 from bayesprompt.mechanism.language import coin, labels, one_token
 from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
 from bayesprompt.mechanism.language.reading import prefix_use, read_layers

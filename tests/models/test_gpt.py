@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayesprompt.measures.attention import attention, bias_decomposition, outputs
-from bayesprompt.models.gpt import GPT, decode, inspect, make_gpt
+from bayesprompt.checks import UserError
+from bayesprompt.models.gpt import GPT, decode, make_gpt
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.sources.digits import PRETRAINING_TASKS, one_task
 from bayesprompt.tuning.tuners import make_tuner
@@ -110,29 +110,6 @@ def test_cached_decoding_writes_what_the_whole_network_prefers(prefixed):
     np.testing.assert_array_equal(decode(sizes, params, tokens[:, :10], prefix), tokens[:, 10:])
 
 
-def test_inspection_shows_the_blocks_that_predict():
-    sizes = SIZES["deep"]
-    params = parameters(sizes)
-    prefix = Prefix(layers=jax.random.normal(jax.random.key(2), (3, 4, 16)))
-    layers = jax.device_get(inspect(sizes, params, TOKENS, prefix))
-    params_, params = params, jax.device_get(params)
-    last = params["unembedding"]
-    x = layers[-1].output[:, -10:]
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    logits = (x * last["norm"]["scale"] + last["norm"]["bias"]) @ last["head"]["kernel"]
-    wanted = make_gpt(sizes).apply(params_, TOKENS, prefix)
-    np.testing.assert_allclose(jax.nn.log_softmax(logits), wanted, rtol=1e-4, atol=1e-5)
-    for layer, block in zip(layers, (params["torso"][f"blocks_{i}"] for i in range(3)), strict=True):
-        reading = jax.tree.map(np.asarray, layer.reading)
-        assert reading.prefix_key.shape == (6, 2, 4, 8)
-        heads = outputs(reading).swapaxes(1, 2).reshape(6, 19, 16)
-        out = heads @ block["attention_output"]["kernel"] + block["attention_output"]["bias"]
-        np.testing.assert_allclose(layer.attended, out, rtol=1e-4, atol=1e-5)
-        parts, found = bias_decomposition(reading), attention(reading)
-        np.testing.assert_allclose(parts.bias + parts.kept, outputs(reading), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.prefix.sum(-1) + found.content.sum(-1), 1, rtol=1e-5)
-
-
 def test_dropout_needs_a_key_and_keeps_the_mean():
     sizes = SIZES["deep"]
     params, predictor = parameters(sizes), make_gpt(sizes)
@@ -173,7 +150,20 @@ def test_wrong_sizes_are_refused(change, message):
 
 def test_a_prefix_longer_than_the_pads_is_refused():
     sizes = SIZES["one head"]
-    with pytest.raises(ValueError, match="prefix = 2 rows: at most the 1 pads"):
+    with pytest.raises(ValueError, match="prefix = 2 rows: must be at most the 1 pads"):
         make_gpt(sizes).apply(parameters(sizes), TOKENS, Prefix(layers=jnp.zeros((1, 2, 12))))
     with pytest.raises(ValueError, match="length = 12: must be 20"):
         make_gpt(sizes).prompt(parameters(sizes), NO_PREFIX, 12)
+
+
+def test_digits_and_prefixes_of_another_network_are_refused():
+    sizes, inputs = SIZES["one head"], np.array(TOKENS[:, :10])
+    inputs[2, 3] = 10
+    for call in (lambda x: decode(sizes, parameters(sizes), x), lambda x: make_gpt(sizes).apply(parameters(sizes), x)):
+        with pytest.raises(UserError, match="^tokens = 10: "):
+            call(inputs)
+    with pytest.raises(UserError, match=r"^prefix = layers of shape \(3, 1, 12\): must be \(1, L, 12\)"):
+        decode(sizes, parameters(sizes), TOKENS[:, :10], Prefix(layers=jnp.zeros((3, 1, 12))))
+    whole = np.concatenate([inputs, inputs], axis=1)
+    log_probs = jax.jit(make_gpt(sizes).apply)(parameters(sizes), whole)
+    assert np.isnan(log_probs).any((1, 2)).tolist() == [False, False, True, False, False, False], "inside jit"

@@ -17,9 +17,10 @@ from bayesprompt.measures.attention import (
     relative_content_attention,
 )
 from bayesprompt.mechanism.language.tasks import Texts
-from bayesprompt.models.llama import Llama, generate, inspect, make_llama, shapes
-from bayesprompt.models.predictor import log_loss
+from bayesprompt.models.llama import Llama, generate, make_llama, shapes
+from bayesprompt.models.predictor import nll
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.models.trace import inspect
 from bayesprompt.tuning.fitting import FitConfig, fit
 from bayesprompt.tuning.tuners import make_tuner
 
@@ -180,7 +181,7 @@ def test_a_token_costs_what_its_prediction_says_and_one_below_zero_is_read_as_ze
     padded, zeros = (TOKENS.at[1, 4:].set(token) for token in (-1, 0))
     found = predictor.token_losses(params, state, padded)
     log_probs = predictor.predict(params, state, zeros)
-    wanted = np.array(log_loss(log_probs, zeros[:, -log_probs.shape[1] :]))
+    wanted = np.array(nll(log_probs, zeros[:, -log_probs.shape[1] :]))
     assert wanted.min() > 0
     wanted[1, -3:] = 0
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -238,14 +239,15 @@ def test_a_single_token_can_be_decoded():
 def test_a_prompt_leaves_the_contents_relative_attention_and_adds_a_bias_in_every_head(kind):
     """Eq. 6 and 7, on what each block reads behind the prompt."""
     sizes = SIZES["an unembedding of its own"]
-    reading = in_float64(inspect(sizes, parameters(sizes), TOKENS, prompt(sizes, kind)))
-    assert reading.query.shape == (sizes.num_layers, 3, sizes.num_heads, 7, sizes.head_dim)
-    assert reading.prefix_key.shape == (sizes.num_layers, 3, sizes.num_heads, 3, sizes.head_dim)
-    wanted = attention(content_only(reading)).content
-    np.testing.assert_allclose(relative_content_attention(reading), wanted, rtol=1e-9, atol=1e-15)
-    share, bias, kept = bias_decomposition(reading)
-    np.testing.assert_allclose(bias + kept, outputs(reading), rtol=1e-9, atol=1e-12)
-    assert np.abs(bias).max(axis=(1, 3, 4)).min() > 0.1 and np.median(share) < 0.999  # in every layer and head
+    for layer in inspect(make_llama(sizes), parameters(sizes), TOKENS, prompt(sizes, kind)).layers:
+        reading = in_float64(layer.reading)
+        assert reading.query.shape == (3, sizes.num_heads, 6, sizes.head_dim)
+        assert reading.prefix_key.shape == (3, sizes.num_heads, 3, sizes.head_dim)
+        wanted = attention(content_only(reading)).content
+        np.testing.assert_allclose(relative_content_attention(reading), wanted, rtol=1e-9, atol=1e-15)
+        share, bias, kept = bias_decomposition(reading)
+        np.testing.assert_allclose(bias + kept, outputs(reading), rtol=1e-9, atol=1e-12)
+        assert np.abs(bias).max(axis=(0, 2, 3)).min() > 0.1 and np.median(share) < 0.999  # in every head
 
 
 @pytest.mark.parametrize("kind", ["none", "soft", "layers"])
@@ -253,17 +255,14 @@ def test_what_is_inspected_is_what_the_network_computes(kind):
     """The heads' outputs, put in their places in the rest of the network, give its predictions."""
     sizes = SIZES["an unembedding of its own"]
     params, prefix = parameters(sizes), prompt(sizes, kind)
-    mixed = (
-        outputs(in_float64(inspect(sizes, params, TOKENS, prefix)))
-        .swapaxes(2, 3)
-        .reshape(sizes.num_layers, 3, 7, sizes.embed_dim)
-    )
+    layers = inspect(make_llama(sizes), params, TOKENS, prefix).layers
+    mixed = [outputs(in_float64(layer.reading)).swapaxes(1, 2).reshape(3, 6, sizes.embed_dim) for layer in layers]
     params64 = in_float64(params)
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + sizes.norm_epsilon) * scale
 
-    x = params64["embedding"][TEXTS]
+    x = params64["embedding"][TEXTS[:, :-1]]
     for layer in range(sizes.num_layers):
         p = {key: weights[layer] for key, weights in params64["torso"].items()}
         x = x + mixed[layer] @ p["attention_output"]
@@ -273,7 +272,7 @@ def test_what_is_inspected_is_what_the_network_computes(kind):
     rows = params64["embedding"] if sizes.tied else params64["unembedding"]["rows"]
     logits = norm(x, params64["unembedding"]["norm"]) @ rows.T
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    wanted = [written_out(sizes, params, row, prefix)[-7:] for row in TEXTS]
+    wanted = [written_out(sizes, params, row[:-1], prefix)[-6:] for row in TEXTS]
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -345,9 +344,21 @@ def test_more_positions_than_the_context_has_are_refused():
     with pytest.raises(ValueError, match="^length = 62: prompt and tokens must have at most 64 positions"):
         predictor.prompt(params, prompt(GROUPED, "soft"), 62)
     with pytest.raises(ValueError, match="^length = 65: "):
-        inspect(GROUPED, params, np.zeros((1, 65), np.int32))
+        inspect(predictor, params, np.zeros((1, 65), np.int32))
     with pytest.raises(ValueError, match="^length = 65: "):
         generate(GROUPED, params, np.zeros((1, 60), np.int32), 5)
+
+
+def test_tokens_that_the_vocabulary_does_not_have():
+    params, predictor, wrong = parameters(GROUPED), make_llama(GROUPED), TEXTS.copy()
+    wrong[1, 4] = 50
+    for call in (predictor.apply, lambda p, x: generate(GROUPED, p, x, 2), lambda p, x: inspect(predictor, p, x)):
+        with pytest.raises(UserError, match="^tokens = 50: "):
+            call(params, wrong)
+    losses = predictor.token_losses(params, predictor.prompt(params, NO_PREFIX, 7), jnp.asarray(wrong))
+    assert np.isnan(losses).any(1).tolist() == [False, True, False]
+    with pytest.raises(UserError, match=r"^prefix = inputs of shape \(3, 2\): must be \(L, 50\)"):
+        predictor.prompt(params, hard_prefix(np.array([0, 1, 1]), 2), 7)
 
 
 @pytest.mark.parametrize("kind", ["none", "layers"])

@@ -1,6 +1,7 @@
 """Both networks against plain ones that read the whole sequence, and what every sequential predictor must keep to."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from reference import parameters, quick_jit
 
-from bayesprompt.models import transformer
-from bayesprompt.models.layers import product
-from bayesprompt.models.predictor import LSTM, Network, Transformer, log_loss, make_predictor
+from bayesprompt.checks import UserError
+from bayesprompt.models.predictor import LSTM, Network, Predictor, Transformer, make_predictor, nll, predict_all
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.models.transformer import sinusoids
+from bayesprompt.sources.coins import DirichletCategorical
+from bayesprompt.tuning.fitting import FitConfig, fit
+from bayesprompt.tuning.tuners import hard_search, make_tuner
 
 ONE = Transformer(num_tokens=2, embed_dim=16, num_heads=2, num_layers=1, mlp_dim=32)
 TWO = Transformer(num_tokens=3, embed_dim=16, num_heads=4, num_layers=2, mlp_dim=24)
@@ -27,7 +30,6 @@ each = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=["transformer"
 # One network of each kind, with two layers and three tokens: whatever could go wrong can go wrong there.
 deepest = pytest.mark.parametrize("architecture", [TWO, LSTM_TWO], ids=["transformer-2", "lstm-2"])
 BATCH, LENGTH, ROWS = 3, 6, 2
-TABLE, PAIRWISE = transformer.TABLE_PAIRS, 0
 
 
 @functools.lru_cache
@@ -56,13 +58,13 @@ def draw_prefix(architecture, kind, rows=ROWS):
 
 
 @functools.lru_cache
-def output_and_gradients(architecture, kind, pairs):
+def output_and_gradients(architecture, kind, plain):
     """Log-probabilities, and the gradients of a random combination of them for parameters and prefix; in float64."""
     tokens = draw_tokens(architecture)
     weights = np.random.default_rng(4).normal(size=(*tokens.shape, architecture.num_tokens))
 
     def total(params, prefix):
-        if pairs is None:
+        if plain:
             log_probs = reference.log_probs(architecture, params, tokens, prefix)
         else:
             log_probs = make_predictor(architecture).apply(params, jnp.asarray(tokens), prefix)
@@ -86,29 +88,24 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind", "pairs"),
+    ("architecture", "kind"),
     [
-        (ONE, "inputs", TABLE),
-        (ONE, "layers", PAIRWISE),
-        (TWO, "none", TABLE),
-        (TWO, "layers", TABLE),
-        (TWO, "embeddings", PAIRWISE),
-        (LSTM_ONE, "embeddings", TABLE),
-        (LSTM_TWO, "none", TABLE),
-        (LSTM_TWO, "inputs", TABLE),
-        *(pytest.param(ONE, kind, TABLE, marks=pytest.mark.slow) for kind in ("none", "embeddings", "layers")),
-        *(pytest.param(ONE, kind, PAIRWISE, marks=pytest.mark.slow) for kind in ("none", "inputs", "embeddings")),
-        *(pytest.param(TWO, kind, TABLE, marks=pytest.mark.slow) for kind in ("inputs", "embeddings")),
-        *(pytest.param(TWO, kind, PAIRWISE, marks=pytest.mark.slow) for kind in ("none", "inputs", "layers")),
-        *(pytest.param(LSTM_ONE, kind, TABLE, marks=pytest.mark.slow) for kind in ("none", "inputs")),
-        pytest.param(LSTM_TWO, "embeddings", TABLE, marks=pytest.mark.slow),
+        (ONE, "inputs"),
+        (TWO, "none"),
+        (TWO, "layers"),
+        (LSTM_ONE, "embeddings"),
+        (LSTM_TWO, "none"),
+        (LSTM_TWO, "inputs"),
+        *(pytest.param(ONE, kind, marks=pytest.mark.slow) for kind in ("none", "embeddings", "layers")),
+        *(pytest.param(TWO, kind, marks=pytest.mark.slow) for kind in ("inputs", "embeddings")),
+        *(pytest.param(LSTM_ONE, kind, marks=pytest.mark.slow) for kind in ("none", "inputs")),
+        pytest.param(LSTM_TWO, "embeddings", marks=pytest.mark.slow),
     ],
     ids=lambda value: f"{type(value).__name__}-{value.num_layers}" if hasattr(value, "num_layers") else str(value),
 )
-def test_outputs_and_gradients_are_the_plain_networks(architecture, kind, pairs, monkeypatch):
-    monkeypatch.setattr(transformer, "TABLE_PAIRS", pairs)
-    log_probs, gradients = output_and_gradients(architecture, kind, pairs)
-    expected, expected_gradients = output_and_gradients(architecture, kind, None)
+def test_outputs_and_gradients_are_the_plain_networks(architecture, kind):
+    log_probs, gradients = output_and_gradients(architecture, kind, plain=False)
+    expected, expected_gradients = output_and_gradients(architecture, kind, plain=True)
     assert_close(log_probs, expected)
     params, prefix = gradients
     expected_params, expected_prefix = expected_gradients
@@ -119,6 +116,27 @@ def test_outputs_and_gradients_are_the_plain_networks(architecture, kind, pairs,
     assert_close(params, expected_params)
 
 
+@pytest.mark.parametrize("width", [8, pytest.param(128, marks=pytest.mark.slow)])
+def test_weights_of_any_size_are_read_as_they_are(width):
+    """Attention scores grow with the square of the weights: to some thousands of nats here."""
+    architecture = Transformer(2, width, 4, 1, width)
+    tokens, prefix = draw_tokens(architecture, length=12), draw_prefix(architecture, "embeddings")
+
+    def total(log_probs):
+        return lambda params, prefix: (nll(log_probs(params, prefix), jnp.asarray(tokens)).sum(),) * 2
+
+    fast = lambda params, prefix: make_predictor(architecture).apply(params, jnp.asarray(tokens), prefix)  # noqa: E731
+    plain = lambda params, prefix: reference.log_probs(architecture, params, tokens, prefix)  # noqa: E731
+    run, expected = (quick_jit(jax.value_and_grad(total(f), argnums=(0, 1), has_aux=True)) for f in (fast, plain))
+    for scale in (1, 3, 10, 30, 100):
+        given = jax.tree.map(lambda x, scale=scale: np.asarray(scale * x), (parameters(architecture), prefix))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(*given))), "in float32"
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda x: np.asarray(x, np.float64), given)
+            for found, wanted in zip(*map(jax.tree.leaves, (run(*wide), expected(*wide))), strict=True):
+                np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7 * (1e-6 + np.abs(wanted).max()))
+
+
 @each
 def test_probabilities_sum_to_one(architecture):
     log_probs = apply(architecture, draw_tokens(architecture))
@@ -126,28 +144,20 @@ def test_probabilities_sum_to_one(architecture):
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "pairs"),
-    [(TWO, TABLE), (TWO, PAIRWISE), (LSTM_TWO, TABLE)],
-    ids=["transformer-table", "transformer-pairwise", "lstm"],
-)
-def test_causal_by_gradients(architecture, pairs, monkeypatch):
-    """Output n depends on every input before n, and on no other."""
-    monkeypatch.setattr(transformer, "TABLE_PAIRS", pairs)
-    network, prefix = Network(architecture), draw_prefix(architecture, "inputs")
-    inputs = jax.nn.one_hot(draw_tokens(architecture, batch=1, length=LENGTH), architecture.num_tokens)
+@deepest
+def test_causal_by_gradients(architecture):
+    """The output of row i depends on every row up to i, and on no other."""
+    rows = jnp.asarray(np.random.default_rng(3).normal(size=(LENGTH, architecture.embed_dim)), jnp.float32)
 
-    def outputs(inputs):
+    def outputs(rows):
         def read(network):
-            first, later = network.torso.predict(network.prompt(prefix, LENGTH), inputs[:, :-1])
-            return jax.nn.log_softmax(network.unembedding(jnp.concatenate([first[None], later[0]])))
+            return network.torso.inspect(rows[None], 1 + ROWS, None)[1][0]
 
-        return network.apply({"params": parameters(architecture)}, method=read)
+        return Network(architecture).apply({"params": parameters(architecture)}, method=read)
 
-    jacobian = np.asarray(quick_jit(jax.jacrev(outputs))(inputs))[:, :, 0]  # (N outputs, K, N inputs, K)
-    size = np.abs(jacobian).max((1, 3))
-    assert (size[np.triu_indices(LENGTH)] == 0).all()
-    assert (size[np.tril_indices(LENGTH, -1)] > 1e-6).all()
+    size = np.abs(quick_jit(jax.jacrev(outputs))(rows)).max((1, 3))  # (rows of output, rows of input)
+    assert (size[np.triu_indices(LENGTH, 1)] == 0).all()
+    assert (size[np.tril_indices(LENGTH)] > 1e-6).all()
 
 
 @each
@@ -171,22 +181,14 @@ def test_the_last_token_is_never_read_and_one_token_is_enough(architecture):
     np.testing.assert_allclose(log_probs, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "pairs"),
-    [(TWO, TABLE), (TWO, PAIRWISE), (LSTM_TWO, TABLE)],
-    ids=["transformer-table", "transformer-pairwise", "lstm"],
-)
-def test_a_hard_prefix_is_the_same_tokens_as_data(architecture, pairs, monkeypatch):
-    monkeypatch.setattr(transformer, "TABLE_PAIRS", pairs)
-    compiled.cache_clear()  # its programs were traced with the other path
+@deepest
+def test_a_hard_prefix_is_the_same_tokens_as_data(architecture):
     prompt, tokens = np.array([2, 0]), draw_tokens(architecture)
     data = np.concatenate([np.tile(prompt, (len(tokens), 1)), tokens], axis=1).astype(np.int32)
     actual = apply(architecture, tokens, hard_prefix(prompt, architecture.num_tokens))
-    compiled.cache_clear()
     expected = np.asarray(reference_apply(architecture, data))[:, len(prompt) :]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(apply(architecture, data)[:, len(prompt) :], expected, rtol=1e-5, atol=1e-6)
-    compiled.cache_clear()
 
 
 @functools.lru_cache
@@ -232,7 +234,7 @@ def test_the_parts_of_the_parameters_have_names():
 
 
 def test_a_prefix_in_every_layer_needs_a_transformer():
-    with pytest.raises(ValueError, match="^prefix = layers: .* Transformer"):
+    with pytest.raises(UserError, match="^prefix = layers: must be inputs or embeddings for an LSTM"):
         make_predictor(LSTM_ONE).prompt(parameters(LSTM_ONE), Prefix(layers=jnp.zeros((1, 2, 16))), 3)
 
 
@@ -240,18 +242,85 @@ def test_equal_sizes_share_one_predictor():
     assert make_predictor(LSTM(2, 16, 16)) is make_predictor(LSTM(2, 16, 16, 1))
 
 
-def test_a_product_has_the_usual_gradients():
-    draw = np.random.default_rng(0)
-    x, kernel, dy = (jnp.asarray(draw.normal(size=s), jnp.float32) for s in ((5, 3), (3, 4), (5, 4)))
-    value, pull_back = jax.vjp(product, x, kernel)
-    np.testing.assert_allclose(value, x @ kernel, rtol=1e-6)
-    for actual, expected in zip(pull_back(dy), (dy @ kernel.T, x.T @ dy), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5)
-
-
-def test_log_loss_is_that_of_the_tokens():
+def test_a_loss_is_that_of_the_tokens():
     log_probs = jnp.log(jnp.array([[[0.2, 0.8], [0.5, 0.5]]]))
-    np.testing.assert_allclose(log_loss(log_probs, jnp.array([[1, 0]])), [[-np.log(0.8), -np.log(0.5)]], rtol=1e-6)
+    np.testing.assert_allclose(nll(log_probs, jnp.array([[1, 0]])), [[-np.log(0.8), -np.log(0.5)]], rtol=1e-6)
+
+
+@each
+@pytest.mark.parametrize("wrong", [-1, 7])
+def test_a_token_outside_the_alphabet_never_passes(architecture, wrong):
+    """Where tokens are known it is refused; inside jit all that it touches is NaN, and so is every training loss."""
+    params, predictor, tokens = parameters(architecture), make_predictor(architecture), draw_tokens(architecture)
+    tokens[1, 3] = wrong
+    for call in (predictor.apply, lambda *given: predict_all(predictor, given[0], NO_PREFIX, given[1])):
+        with pytest.raises(UserError, match=f"^tokens = {wrong}: "):
+            call(params, tokens)
+    wrong_after = np.isnan(apply(architecture, tokens)).any(-1)
+    assert wrong_after[1, 4:].all() and not wrong_after[[0, 2]].any()
+    state = predictor.prompt(params, NO_PREFIX, LENGTH)
+    losses = np.asarray(predictor.token_losses(params, state, jnp.asarray(tokens)))
+    assert np.isnan(losses[1, 3:]).all() and np.isfinite(losses[[0, 2]]).all()
+    tokens[1, 3], tokens[0, -1] = 0, wrong  # the last token is read by nothing but its own loss
+    assert np.isnan(predictor.token_losses(params, state, jnp.asarray(tokens))).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (Prefix(inputs=jnp.zeros((2, 2))), r"inputs of shape \(2, 2\): must be \(L, 3\)"),
+        (Prefix(embeddings=jnp.zeros((2, 3))), r"embeddings of shape \(2, 3\): must be \(L, 16\)"),
+        (Prefix(layers=jnp.zeros((1, 2, 16))), r"layers of shape \(1, 2, 16\): must be \(2, L, 16\)"),
+        (Prefix(jnp.zeros((2, 3)), jnp.zeros((2, 16))), "inputs and embeddings: must have one field at most"),
+    ],
+)
+def test_a_prefix_of_another_network_is_refused(prefix, message):
+    params, predictor, tokens = parameters(TWO), make_predictor(TWO), draw_tokens(TWO)
+    for call in (
+        lambda: predictor.apply(params, tokens, prefix),
+        lambda: jax.jit(predictor.apply)(params, tokens, prefix),
+        lambda: predictor.prompt(params, prefix, LENGTH),
+    ):
+        with pytest.raises(UserError, match=f"^prefix = {message}"):
+            call()
+
+
+class Sizes(NamedTuple):
+    num_tokens: int = 3
+    embed_dim: int = 4
+    num_layers: int = 1
+
+
+def own_predictor():
+    """Predictions from the mean embedding of all rows so far: a network of one's own, that keeps only the prefix."""
+
+    def init(key):
+        return {"embedding": jax.random.normal(key, (3, 4)), "unembedding": jax.random.normal(key, (4, 3))}
+
+    def predict(params, prefix, tokens):
+        rows = params["embedding"][tokens[:, :-1]]
+        given = jnp.zeros((1, 4)) if prefix.embeddings is None else prefix.embeddings
+        rows = jnp.concatenate([jnp.broadcast_to(given, (len(tokens), *given.shape)), rows], axis=1)
+        means = jnp.cumsum(rows, axis=1) / jnp.arange(1, rows.shape[1] + 1)[None, :, None]
+        return jax.nn.log_softmax(means[:, len(given) - 1 :] @ params["unembedding"])
+
+    return Predictor(init, lambda params, prefix, length: prefix, predict, Sizes())
+
+
+def test_a_network_of_ones_own_needs_four_fields():
+    predictor, source = own_predictor(), DirichletCategorical((4.0, 1.0, 1.0))
+    params = predictor.init(jax.random.key(0))
+    tokens = draw_tokens(predictor.architecture, batch=6)
+    np.testing.assert_allclose(
+        predict_all(predictor, params, NO_PREFIX, tokens), predictor.apply(params, tokens), rtol=1e-6
+    )
+    with pytest.raises(UserError, match="^tokens = 3: "):
+        predictor.apply(params, tokens + 1)
+    config = FitConfig(steps=40, batch=32, length=8, learning_rate=0.05)
+    for method in ("SoftPT", "EmbedWT", "UnembedWT"):
+        found = fit(predictor, make_tuner(method, predictor.architecture, 2), params, source, config, jax.random.key(1))
+        assert found.loss[0, -5:].mean() < found.loss[0, 0] - 0.3
+    assert hard_search(predictor, params, 2, jnp.asarray(tokens)).loss.shape == (9,)
 
 
 sizes, few = st.integers(1, 6), st.integers(1, 2)  # programs are only traced, but even that takes its time

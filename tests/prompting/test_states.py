@@ -1,31 +1,26 @@
-"""Internal states against flax's own layers and the predictors' outputs; their geometry against closed forms."""
-
-import functools
+"""The geometry of internal states against closed forms; what is drawn of them against the states themselves."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from reference import parameters, quick_jit
 
+from bayesprompt.measures.components import Components, principal_components, project
+from bayesprompt.models import trace
 from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.prompting import state_plots, states
 from bayesprompt.prompting.experiments import MIXTURE, SINGLE_COIN
 from bayesprompt.prompting.state_plots import TITLES, state_structure, states_under_prefixes, structure_and_prefixes
 from bayesprompt.prompting.states import (
-    Components,
     Ordering,
-    Trace,
     Visited,
     displacement,
     internal_states,
     nearest,
     ordering,
     plane,
-    principal_components,
-    project,
     random_coin_states,
     states_after,
     tuned_prefixes,
@@ -33,15 +28,14 @@ from bayesprompt.prompting.states import (
 from bayesprompt.store import Store
 
 ONE = Transformer(num_tokens=2, embed_dim=16, num_heads=2, num_layers=1, mlp_dim=32)
-TWO = Transformer(num_tokens=3, embed_dim=16, num_heads=4, num_layers=2, mlp_dim=24)
 LSTM_ONE = LSTM(num_tokens=2, embed_dim=8, hidden_dim=16, num_layers=1)
 LSTM_TWO = LSTM(num_tokens=3, embed_dim=8, hidden_dim=16, num_layers=2)
-quick_trace = quick_jit(states._trace.__wrapped__, static_argnums=0)
+quick_inspect = quick_jit(trace._inspect.__wrapped__, static_argnums=0)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(states, "_trace", quick_trace)
+    monkeypatch.setattr(trace, "_inspect", quick_inspect)
 
 
 class Coins:
@@ -55,7 +49,7 @@ class Coins:
 
 @pytest.fixture
 def coins(monkeypatch):
-    monkeypatch.setattr(states, "RANDOM_MIXTURE", Coins())
+    monkeypatch.setattr(states, "RANDOM_COINS", Coins())
 
 
 def draw_prefix(architecture, kind):
@@ -72,73 +66,13 @@ def draw_tokens(architecture, batch=3, length=6):
     return np.random.default_rng(2).integers(0, architecture.num_tokens, (batch, length), dtype=np.int32)
 
 
-@pytest.mark.parametrize("kind", ["none", "hard", "real", "soft"])
-@pytest.mark.parametrize("architecture", [TWO, LSTM_TWO], ids=["transformer", "lstm"])
-def test_the_path_through_the_states_ends_in_the_predictors_output(architecture, kind):
-    predictor, params = make_predictor(architecture), parameters(architecture)
-    tokens, prefix = draw_tokens(architecture), draw_prefix(architecture, kind)
-    with jax.enable_x64(True):
-        given = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, prefix))
-        expected = quick_jit(predictor.apply)(given[0], tokens, given[1])
-        trace = internal_states(predictor, given[0], tokens, given[1])
-    assert np.abs(trace.log_probs - expected).max() < 1e-12
-    assert np.abs(expected - expected[:, :1]).max() > 0.1, "the tokens make no difference"
-    assert trace.states.shape == (3, prefix.length + 6, 2 * 16)
-
-
-def test_the_lstms_states_are_those_of_flaxs_own_cells():
-    params, tokens, prefix = parameters(LSTM_TWO), draw_tokens(LSTM_TWO), draw_prefix(LSTM_TWO, "soft")
-    found = internal_states(make_predictor(LSTM_TWO), params, tokens, prefix).states
-    kernel, bias = params["embedding"]["kernel"], params["embedding"]["bias"]
-    cell, data = nn.OptimizedLSTMCell(16), kernel[tokens[:, :-1]] + bias[None, None]
-    rows = [jnp.broadcast_to(row, (3, 8)) for row in (bias, *prefix.embeddings)] + list(data.swapaxes(0, 1))
-    carries = [(jnp.zeros((3, 16)), jnp.zeros((3, 16))) for _ in range(2)]
-    steps = [quick_jit(functools.partial(cell.apply, {"params": params["torso"][f"cells_{i}"]})) for i in range(2)]
-    for r, row in enumerate(rows):
-        for layer, step in enumerate(steps):
-            carries[layer], row = step(carries[layer], row)
-        np.testing.assert_allclose(found[:, r], np.concatenate([c for c, _ in carries], axis=1), atol=1e-5)
-    assert r == 3 + 5
-
-
-def test_the_transformers_states_are_what_its_attention_adds():
-    """Written out with flax's LayerNorm and attention; a 1-layer network, so the block reads embedding + position."""
-    params, tokens, prefix = parameters(ONE), draw_tokens(ONE), draw_prefix(ONE, "soft")
-    found = internal_states(make_predictor(ONE), params, tokens, prefix).states
-    kernel, bias = params["embedding"]["kernel"], params["embedding"]["bias"]
-    block, rows = params["torso"]["blocks_0"], 3 + 6
-    angle = np.arange(rows)[:, None] / 1e4 ** (np.arange(0, 16, 2) / 16)[None]
-    data = kernel[tokens[:, :-1]] + bias[None, None]
-    prompt = jnp.concatenate([bias[None], prefix.embeddings])
-    x = jnp.concatenate([jnp.broadcast_to(prompt, (3, 4, 16)), data], axis=1)
-    x = x + np.concatenate([np.sin(angle), np.cos(angle)], axis=1)[None]
-
-    def norm(name, y, **options):
-        return nn.LayerNorm(**options).apply({"params": block[name]}, y)
-
-    def heads(y):
-        return y.reshape(3, rows, 2, 8)
-
-    @quick_jit
-    def added(x):
-        x = norm("attention_norm", x)
-        query, key = (norm(f"{n}_norm", x @ block[n]["kernel"], use_bias=False) for n in ("query", "key"))
-        mask = nn.make_causal_mask(jnp.ones((3, rows)))
-        attended = nn.dot_product_attention(heads(query), heads(key), heads(x @ block["value"]["kernel"]), mask=mask)
-        return attended.reshape(3, rows, 16) @ block["attention_output"]["kernel"]
-
-    np.testing.assert_allclose(found, added(x), atol=1e-5)
-
-
-@pytest.mark.parametrize("architecture", [ONE, LSTM_ONE], ids=["transformer", "lstm"])
-def test_a_state_depends_on_the_rows_so_far_only(architecture):
-    predictor, params, tokens = make_predictor(architecture), parameters(architecture), draw_tokens(architecture)
-    tokens[1] = tokens[0]
-    tokens[1, 3] = 1 - tokens[0, 3]
-    found = internal_states(predictor, params, tokens, draw_prefix(architecture, "hard")).states
-    same = np.abs(found[0] - found[1]).max(axis=1) == 0
-    assert same.tolist() == [True] * (1 + 3 + 3) + [False] * 2  # start, prefix, three tokens; then they part
-    assert np.ptp(found[:, :4], axis=0).max() == 0  # what the prefix leaves is the same for every sequence
+def test_the_states_of_several_layers_lie_side_by_side():
+    predictor, params, tokens = make_predictor(LSTM_TWO), parameters(LSTM_TWO), draw_tokens(LSTM_TWO)
+    found = internal_states(predictor, params, tokens, draw_prefix(LSTM_TWO, "hard"))
+    layers = trace.inspect(predictor, params, tokens, draw_prefix(LSTM_TWO, "hard")).layers
+    assert found.shape == (3, 4 + 5, 2 * 16)
+    np.testing.assert_array_equal(found[..., :16], layers[0].states)
+    np.testing.assert_array_equal(found[..., 16:], layers[1].states)
 
 
 def test_states_on_random_coins_come_with_step_and_share_of_heads(coins):
@@ -151,7 +85,7 @@ def test_states_on_random_coins_come_with_step_and_share_of_heads(coins):
             assert visited.step[b, n - 1] == n
             seen = tokens[b, : n - 1].tolist()
             assert np.isnan(visited.heads[b, 0]) if n == 1 else visited.heads[b, n - 1] == seen.count(0) / (n - 1)
-    np.testing.assert_array_equal(visited.states, internal_states(predictor, params, tokens).states)
+    np.testing.assert_array_equal(visited.states, internal_states(predictor, params, tokens))
 
 
 def cloud(size=400, seed=0):
@@ -160,21 +94,6 @@ def cloud(size=400, seed=0):
     scores = np.linalg.qr(np.c_[np.ones(size), draw.normal(size=(size, 3))])[0][:, 1:]
     turn = np.linalg.qr(draw.normal(size=(3, 3)))[0]
     return scores * np.sqrt(size) * np.array([3.0, 2.0, 0.5]) @ turn + np.array([5.0, -2.0, 1.0]), turn
-
-
-def test_principal_components_of_a_known_cloud():
-    points, turn = cloud()
-    found = principal_components(points.reshape(20, 20, 3))
-    np.testing.assert_allclose(found.mean, [5.0, -2.0, 1.0])
-    np.testing.assert_allclose(found.variance, [9.0, 4.0, 0.25])
-    signs = np.sign(turn[[0, 1, 2], np.abs(turn).argmax(axis=1)])
-    np.testing.assert_allclose(found.axes, turn * signs[:, None], atol=1e-12)
-    scores = project(found, points, 3)
-    np.testing.assert_allclose(scores @ found.axes + found.mean, points)
-    np.testing.assert_allclose(project(found, points), scores[:, :2])
-    # The sign does not hang on the sign of the data: mirrored data have the same axes and opposite scores.
-    mirrored = principal_components(10.0 - points)
-    np.testing.assert_allclose(mirrored.axes, found.axes, atol=1e-12)
 
 
 def ranks(x):
@@ -192,7 +111,7 @@ def made_up(monkeypatch, embed):
         heads = np.cumsum(tokens == 0, axis=1) - (tokens == 0)
         share = np.where(seen > 0, heads / np.maximum(seen, 1), 0.5)
         state = np.stack(embed(np.broadcast_to(seen + 1, tokens.shape), share), axis=-1)
-        return Trace(np.pad(state, [(0, 0), (0, 0), (0, 4 - state.shape[-1])]) @ turn, None)
+        return np.pad(state, [(0, 0), (0, 0), (0, 4 - state.shape[-1])]) @ turn
 
     monkeypatch.setattr(states, "internal_states", read)
     monkeypatch.setattr(states, "HELD_OUT", 40)
@@ -202,7 +121,7 @@ def made_up(monkeypatch, embed):
 def test_ordering_finds_which_component_goes_with_what(monkeypatch, coins, step_scale, step_component):
     made_up(monkeypatch, lambda n, share: (step_scale * n, share**3))
     found = ordering(make_predictor(ONE), parameters(ONE), jax.random.key(0))
-    assert (found.step, found.heads) == (step_component, 1 - step_component)
+    assert (found.step_component, found.heads_component) == (step_component, 1 - step_component)
     assert abs(found.step_correlation) == pytest.approx(1, abs=0.02)
     assert abs(found.heads_correlation) == pytest.approx(1, abs=0.02)
     # In the plane, more heads lie to the right, later steps further up, whatever the signs of the components.
@@ -221,8 +140,8 @@ def test_ordering_of_a_bent_fan_is_spearmans_over_all_sequences_together(monkeyp
     late = Visited(*(x[100:, 9:] for x in both))
     scores = project(principal_components(both.states[:100]), late.states).reshape(-1, 2)
     for component, values, value in (
-        (found.step, late.step, found.step_correlation),
-        (found.heads, late.heads, found.heads_correlation),
+        (found.step_component, late.step, found.step_correlation),
+        (found.heads_component, late.heads, found.heads_correlation),
     ):
         expected = np.corrcoef(ranks(scores[:, component]), ranks(values.ravel()))[0, 1]
         assert value == pytest.approx(expected, abs=1e-12)
@@ -257,7 +176,7 @@ def test_sequences_are_read_after_the_prefixes_in_turn():
     found = states_after(predictor, params, kinds, tokens, rows=10)
     assert found.shape == (5, 10, 16)
     for i in range(5):
-        expected = internal_states(predictor, params, tokens[i : i + 1], kinds[i % 2]).states[0, :10]
+        expected = internal_states(predictor, params, tokens[i : i + 1], kinds[i % 2])[0, :10]
         np.testing.assert_allclose(found[i], expected, atol=1e-6)
 
 
@@ -274,13 +193,7 @@ def test_the_stored_prefixes():
 
 
 MESSAGES = {
-    "prefix = layers: rows of input or of embedding, which are read one after the other": lambda: internal_states(
-        make_predictor(ONE), parameters(ONE), draw_tokens(ONE), Prefix(layers=jnp.zeros((1, 2, 16)))
-    ),
-    "states = array of shape (1, 3): at least two states": lambda: principal_components(np.zeros((1, 3))),
-    "number = 4: must lie in 1..3": lambda: project(principal_components(cloud()[0]), np.zeros(3), 4),
-    "number = 0: must lie in 1..3": lambda: project(principal_components(cloud()[0]), np.zeros(3), 0),
-    "rows = 10: at most 9, prefix and tokens together": lambda: states_after(
+    "rows = 10: must be at most 9, prefix and tokens together": lambda: states_after(
         make_predictor(ONE), parameters(ONE), [draw_prefix(ONE, "hard")], draw_tokens(ONE), 10
     ),
 }
@@ -306,7 +219,7 @@ def small(monkeypatch, coins):
         predictor, params = make_predictor(sizes), parameters(sizes)
         components = Components(np.zeros(16), np.eye(16), 2.0 ** -np.arange(16))
         visited = random_coin_states(predictor, params, jax.random.key(0), 4, 10)
-        return state_plots.Network(predictor, params, Ordering(visited, components, 1, 0, -1.0, 1.0), None)
+        return state_plots.Ordered(predictor, params, Ordering(visited, components, 1, 0, -1.0, 1.0), None)
 
     def prefixes(store, experiment, architecture, scale="paper"):
         sizes = ONE if architecture == "transformer" else LSTM_ONE
@@ -331,9 +244,9 @@ def test_each_prefix_gets_a_panel_with_its_end_marked_or_is_said_to_be_missing(s
             assert [text.get_text() for text in ax.texts] == ["not computed"] and not ax.lines
             continue
         assert len(rings) == 4  # one a sequence
-        trace = internal_states(network.predictor, network.params, np.zeros((1, 2), int), prefix)
+        found = internal_states(network.predictor, network.params, np.zeros((1, 2), int), prefix)
         # Heads are component 0, to the right; steps component 1, turned, as it falls with the step.
-        place = trace.states[:, prefix.length, :2] * np.array([[1.0, -1.0]])
+        place = found[:, prefix.length, :2] * np.array([[1.0, -1.0]])
         np.testing.assert_allclose([ring.get_xydata() for ring in rings], [place] * 4, atol=1e-5)
 
 

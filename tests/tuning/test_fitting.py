@@ -137,7 +137,7 @@ def insert(model, tokens):
         (
             TRANSFORMER,
             "LoRAWT",
-            r"0\.torso\.\w+\.(query|key|value|attention_output)\.kernel|1\.(first|memory|table)\b.*",
+            r"0\.torso\.\w+\.(query|key|value|attention_output)\.kernel|1\.(first|memory|projected)\b.*",
         ),
     ],
 )

@@ -4,18 +4,12 @@
 NumPy and JAX arrays alike, in their precision. Equations are those of Petrov, Torr & Bibi (2024).
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from bayesprompt.checks import UserError
-from bayesprompt.models.predictor import Network, Params, Predictor
-from bayesprompt.models.prefixes import NO_PREFIX, Prefix
-from bayesprompt.models.transformer import Transformer, attend, sinusoids
 
 Numbers = Array | np.ndarray
 
@@ -80,7 +74,7 @@ def read_rows(
 ) -> Reading:
     """Return what a head reads of content rows x behind a prefix (none: S = 0); T is the inverse temperature of Eq. 1.
 
-    Raises ValueError unless T > 0.
+    Raises UserError unless T > 0.
     """
     if not T > 0:
         raise UserError(f"T = {T}: must be > 0")
@@ -101,18 +95,26 @@ def attention_block(
     return sum(outputs(read_rows(head, x, prefix, T)) for head in heads)
 
 
-def attention(reading: Reading) -> Attention:
-    """Return the attention of every content row (Eq. 1; with a prefix, the display after Eq. 5): one causal softmax."""
+def log_attention(reading: Reading) -> Attention:
+    """Return log A of every content row (Eq. 1; with a prefix, the display after Eq. 5): one causal log-softmax.
+
+    It is -inf for the content that a row does not see.
+    """
     query, key, _, prefix_key, _ = reading
     xp = query.__array_namespace__()
     own = query @ key.swapaxes(-1, -2)
     n, m = own.shape[-2:]
     own = xp.where(xp.broadcast_to(xp.tri(n, m, m - n, dtype=bool), own.shape), own, -xp.inf)
     scores = xp.concatenate([query @ prefix_key.swapaxes(-1, -2), own], axis=-1)
-    weights = xp.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
+    scores = scores - scores.max(axis=-1, keepdims=True)
+    scores = scores - xp.log(xp.exp(scores).sum(axis=-1, keepdims=True))
     size = prefix_key.shape[-2]
-    return Attention(weights[..., :size], weights[..., size:])
+    return Attention(scores[..., :size], scores[..., size:])
+
+
+def attention(reading: Reading) -> Attention:
+    """Return the attention A of every content row, over the prefix and the content."""
+    return Attention(*(part.__array_namespace__().exp(part) for part in log_attention(reading)))
 
 
 def outputs(reading: Reading) -> Float[Numbers, "*heads n d"]:
@@ -128,8 +130,18 @@ def content_only(reading: Reading) -> Reading:
 
 def relative_content_attention(reading: Reading) -> Float[Numbers, "*heads n m"]:
     """Return A_ij^pt / sum_r A_ir^pt, the attention within the content; Eq. 6 says that no prefix changes it."""
-    content = attention(reading).content
-    return content / content.sum(axis=-1, keepdims=True)
+    return _within(log_attention(reading).content)
+
+
+def relative_prefix_attention(reading: Reading) -> Float[Numbers, "*heads n S"]:
+    """Return A_{i,S_j} / sum_r A_{i,S_r}, the attention within the prefix (Figure 7)."""
+    return _within(log_attention(reading).prefix)
+
+
+def _within(logs: Float[Numbers, "*rows n"]) -> Float[Numbers, "*rows n"]:
+    """Return exp(logs) / sum exp(logs), whose terms may be too small for their precision by themselves."""
+    weights = logs.__array_namespace__().exp(logs - logs.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def bias_decomposition(reading: Reading) -> BiasDecomposition:
@@ -163,104 +175,3 @@ def next_layer_decomposition(
     queries, keys = ([part @ W.T for part in (bias, kept)] for W in (head.W_Q, head.W_K))
     b, t = (query * scale for query in queries)
     return LogitTerms(b @ keys[0].T, t @ keys[0].T, b @ keys[1].T, t @ keys[1].T)
-
-
-def read_block(
-    predictor: Predictor, params: Params, tokens: Int[Numbers, "B N"], prefix: Prefix = NO_PREFIX, layer: int = 0
-) -> Reading:
-    """Return what one attention block of a coin Transformer reads: leading axes (B, H), n = N - 1, m = N, float32.
-
-    The content is the start vector and the tokens (the last predicts nothing, and is not read), at the positions that
-    they have behind the prefix; the queries are the tokens'. Products are taken at the highest precision.
-    Raises ValueError for another architecture, or a layer that it does not have.
-    """
-    size = _check(predictor).num_layers
-    if not 0 <= layer < size:
-        raise UserError(f"layer = {layer}: must lie in 0..{size - 1}")
-    with jax.default_matmul_precision("highest"):
-        rows = _project(predictor.architecture, layer, params, jnp.asarray(tokens), prefix)
-    query, key, value = (np.asarray(row).swapaxes(1, 2) for row in rows)
-    start = 1 + prefix.length
-    key, prefix_key = np.delete(key, range(1, start), axis=2), key[:, :, 1:start]
-    value, prefix_value = np.delete(value, range(1, start), axis=2), value[:, :, 1:start]
-    return Reading(query[:, :, start:], key, value, prefix_key, prefix_value)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _project(architecture: Transformer, layer: int, params: Params, tokens: Array, prefix: Prefix) -> tuple[Array, ...]:
-    return Network(architecture).apply({"params": params}, tokens, prefix, layer, method=_read)
-
-
-def _read(network: Network, tokens: Array, prefix: Prefix, layer: int) -> tuple[Array, Array, Array]:
-    """Run explicit rows up to a block's projections, the prompt's repeated for every sequence."""
-    prompt = _prompt(network, prefix)
-    data = network.embedding(jax.nn.one_hot(tokens[:, :-1], network.architecture.num_tokens))
-    x = jnp.concatenate([jnp.broadcast_to(prompt, (len(tokens), *prompt.shape)), data], axis=1)
-    places = sinusoids(*x.shape[1:])
-    if prefix.layers is not None:  # no position at these rows
-        places = places.at[1 : len(prompt)].set(0.0)
-    x = x + places[None]
-    for index, block in enumerate(network.torso.blocks[: layer + 1]):
-        seen = x
-        if prefix.layers is not None:
-            seen = x.at[:, 1 : len(prompt)].set(jnp.broadcast_to(prefix.layers[index], x[:, 1 : len(prompt)].shape))
-        query, key, value = block.project(seen)
-        if index < layer:
-            x = block.finish(x, attend(query, key, value, (key[0, :0], value[0, :0])))
-    return query, key, value
-
-
-def _prompt(network: Network, prefix: Prefix) -> Array:
-    """Return the start vector and the prefix as embeddings."""
-    rows = [network.embedding(jnp.zeros((1, network.architecture.num_tokens)))]
-    if prefix.inputs is not None:
-        rows.append(network.embedding(prefix.inputs))
-    elif prefix.embeddings is not None:
-        rows.append(prefix.embeddings)
-    elif prefix.layers is not None:
-        rows.append(prefix.layers[0])
-    return jnp.concatenate(rows)
-
-
-def soft_from_hard(predictor: Predictor, params: Params, prefix: Prefix) -> Prefix:
-    """Return the soft prefix that is a hard (or simplex, or real) one: its rows' embeddings (Section 2).
-
-    Raises ValueError for a prefix without rows of input.
-    """
-    if prefix.inputs is None:
-        raise UserError("prefix = no inputs: rows in token space")
-    rows = Network(predictor.architecture).apply({"params": params}, prefix, method=_prompt)
-    return Prefix(embeddings=rows[1:])
-
-
-def layers_from_soft(predictor: Predictor, params: Params, prefix: Prefix) -> Prefix:
-    """Return the layer-by-layer prefix that does what a soft one does: what each block would read there (Section 2).
-
-    Rows of a layer prefix carry no position, so the first layer's hold it. Hard prefixes are soft ones, and are taken.
-    Raises ValueError for another architecture, no prefix, or one that is given layer by layer already.
-    """
-    _check(predictor)
-    if prefix.inputs is None and prefix.embeddings is None:
-        raise UserError("prefix = no inputs or embeddings: rows of input or of embedding")
-    return Prefix(layers=_run_prompt(predictor.architecture, params, prefix))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run_prompt(architecture: Transformer, params: Params, prefix: Prefix) -> Array:
-    return Network(architecture).apply({"params": params}, prefix, method=_layers)
-
-
-def _layers(network: Network, prefix: Prefix) -> Array:
-    x = _prompt(network, prefix)
-    x, found = x + sinusoids(*x.shape), []
-    for block in network.torso.blocks:
-        found.append(x[1:])
-        query, key, value = block.project(x)
-        x = block.finish(x, attend(query[None], key[None], value[None], (key[:0], value[:0]))[0])
-    return jnp.stack(found)
-
-
-def _check(predictor: Predictor) -> Transformer:
-    if not isinstance(predictor.architecture, Transformer):
-        raise UserError(f"predictor = {type(predictor.architecture).__name__}: must be a Transformer")
-    return predictor.architecture

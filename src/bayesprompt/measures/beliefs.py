@@ -37,7 +37,7 @@ def fit_beta(prediction: Float[np.ndarray, "seen heads"], target: Exchangeable) 
     """Fit Beta(a, b) to a table of P(next = heads) after `seen` tokens, `heads` of them heads (NaN: never visited).
 
     Minimises the sum over steps of E_target[KL(prediction || (a + heads) / (a + b + seen))] by exact sums over counts;
-    a + b is searched up to 1e6, where the predictor is as good as a known coin. Raises ValueError for other than coins
+    a + b is searched up to 1e6, where the predictor is as good as a known coin. Raises UserError for other than coins
     and for a table with nothing in it.
     """
     check_coins(target=target)
@@ -68,7 +68,7 @@ def best_beta(target: Exchangeable, length: int, strength: float | int | None = 
 
     With `strength`, over (a - 1) + (b - 1) = strength only: what a prompt of so many tokens could do if tokens could be
     divided. Without, up to a + b = 1e6: for a single coin the infimum, 0, lies at infinite counts. Raises
-    ValueError for other than coins, length < 1 or strength < 0.
+    UserError for other than coins, length < 1 or strength < 0.
     """
     check_coins(target=target)
     check_integer("length", length, 1)
@@ -79,7 +79,7 @@ def best_beta(target: Exchangeable, length: int, strength: float | int | None = 
 
     if strength is not None:
         if not 0 <= strength < np.inf:
-            raise UserError(f"strength = {strength}: a finite number >= 0")
+            raise UserError(f"strength = {strength}: must be finite and >= 0")
 
         def loss_at(heads):
             return curve(1 + heads, 1 + strength - heads)[-1]

@@ -14,7 +14,6 @@ from bayesprompt.checks import Counts, UserError, check_counts, check_integer, c
 from bayesprompt.sources.coins import Exchangeable
 
 LogProbs = Float[np.ndarray | Array, "B N K"]
-Tokens = Int[np.ndarray | Array, "B N"]
 
 
 class Regret(NamedTuple):
@@ -39,25 +38,27 @@ class Quantiles(NamedTuple):
     q75: np.ndarray | np.floating
 
 
-def log_loss(log_probs: LogProbs, tokens: Tokens) -> Float[np.ndarray, "B N"]:
-    """-log p(x_n) (the summands of Eq. 3) in float64; ValueError for tokens outside the alphabet."""
+def log_loss(log_probs: LogProbs, tokens: Int[np.ndarray | Array, "B N"]) -> Float[np.ndarray, "B N"]:
+    """Return -log p(x_n) (the summands of Eq. 3) in float64; raises UserError for tokens outside the alphabet."""
     log_probs = np.asarray(log_probs, np.float64)
     tokens = check_tokens(tokens, log_probs.shape[-1])
     if tokens.shape != log_probs.shape[:-1]:
-        raise UserError(f"tokens = array of shape {tokens.shape}: shape {log_probs.shape[:-1]}, that of log_probs")
+        raise UserError(f"tokens = array of shape {tokens.shape}: must be {log_probs.shape[:-1]}, that of log_probs")
     return -np.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
 
 
-def cumulative_regret(log_probs: LogProbs, tokens: Tokens, oracle_log_probs: LogProbs) -> Regret:
-    """R(n), n = 1..N, of Eq. 10: excess log-loss over the oracle that knows tau, summed over steps 1..n.
+def cumulative_regret(
+    log_probs: LogProbs, tokens: Int[np.ndarray | Array, "B N"], oracle_log_probs: LogProbs
+) -> Regret:
+    """Return R(n), n = 1..N, of Eq. 10: excess log-loss over the oracle that knows tau, summed over steps 1..n.
 
-    Raises ValueError where the oracle gives a token probability 0: the token came up, so this is not its oracle.
+    Raises UserError where the oracle gives a token probability 0: the token came up, so this is not its oracle.
     """
     return _excess(log_probs, tokens, oracle_log_probs, "oracle_log_probs")
 
 
-def excess_log_loss(log_probs: LogProbs, tokens: Tokens, bayes_log_probs: LogProbs) -> Regret:
-    """Bayes regret (Eq. 4 up to step n): the same over the best predictor that does not know tau."""
+def excess_log_loss(log_probs: LogProbs, tokens: Int[np.ndarray | Array, "B N"], bayes_log_probs: LogProbs) -> Regret:
+    """Return the Bayes regret (Eq. 4 up to step n): the same over the best predictor that does not know tau."""
     return _excess(log_probs, tokens, bayes_log_probs, "bayes_log_probs")
 
 
@@ -65,7 +66,7 @@ def _excess(log_probs, tokens, reference, name) -> Regret:
     reference_loss = log_loss(reference, tokens)
     if not np.isfinite(reference_loss).all():
         worst = -reference_loss[~np.isfinite(reference_loss)][0]
-        raise UserError(f"{name} = {worst} at a token that came up: a finite log-probability")
+        raise UserError(f"{name} = {worst} at a token that came up: must be a finite log-probability")
     excess = np.cumsum(log_loss(log_probs, tokens) - reference_loss, axis=1)
     if len(excess) == 1:
         return Regret(excess[0], np.full_like(excess[0], np.nan))
@@ -76,10 +77,10 @@ def _excess(log_probs, tokens, reference, name) -> Regret:
 def exact_regret(
     predictor: Exchangeable, target: Exchangeable, length: int, prompt_counts: Counts = (0, 0)
 ) -> Float[np.ndarray, "{length}"]:
-    """Expected R(n) (Eq. 10), n = 1..length, of a coin predictor that read a prompt of `prompt_counts`, on `target`.
+    """Return the expected R(n) (Eq. 10), n = 1..length, on `target`, of a coin predictor behind `prompt_counts`.
 
     R(n) = sum_{m < n} sum_k P(k heads in m) sum_x P(x | k, m) (-log q(x | k, m, prompt)) - n E_tau[H(tau)]; inf where
-    the predictor rules out what may happen. Memory grows as length ** 2. Raises ValueError for other than coins.
+    the predictor rules out what may happen. Memory grows as length ** 2. Raises UserError for other than coins.
     """
     check_coins(predictor=predictor, target=target)
     check_integer("length", length, 1)
@@ -90,15 +91,15 @@ def exact_regret(
 def exact_stderr(
     predictor: Exchangeable, target: Exchangeable, n: int, sequences: int, prompt_counts: Counts = (0, 0)
 ) -> float:
-    """Standard error of a mean of sampled R(n) over that many `sequences` of finitely many coins, in closed form.
+    """Return the standard error of a mean of R(n) over that many `sequences` of finitely many coins, in closed form.
 
-    A sequence's excess log-loss depends on its coin and its number of heads only. Raises ValueError for other than
+    A sequence's excess log-loss depends on its coin and its number of heads only. Raises UserError for other than
     coins, and for a target whose coins are not finitely many.
     """
     check_coins(predictor=predictor, target=target)
     check_integer("n", n, 1)
     if not hasattr(target, "components"):
-        raise UserError(f"target = {target}: one of finitely many coins")
+        raise UserError(f"target = {target}: must be one of finitely many coins")
     prompt, heads = check_counts(prompt_counts, 2, "prompt_counts"), np.arange(n + 1)
     counts = np.stack([heads, n - heads], axis=-1)
     log_orders = gammaln(n + 1) - gammaln(counts + 1).sum(-1)
@@ -114,7 +115,7 @@ def exact_stderr(
 def best_hard_prompt(predictor: Exchangeable, target: Exchangeable, prefix_length: int, length: int) -> HardPrompt:
     """Search all compositions of exactly `prefix_length` tokens for the least exact R(length) (Eq. 7-9).
 
-    Of prompts within 1e-9 nats of the best, the one with fewest heads. Raises ValueError as `exact_regret` does.
+    Of prompts within 1e-9 nats of the best, the one with fewest heads. Raises UserError as `exact_regret` does.
     """
     check_coins(predictor=predictor, target=target)
     check_integer("prefix_length", prefix_length, 0)
@@ -132,7 +133,7 @@ def quantiles(values, axis: int = 0) -> Quantiles:
 
 
 def outcomes(target: Exchangeable, length: int):
-    """What may precede a token: its step m (T,), counts (T, 2), and P(these counts, then the token) (T, 2)."""
+    """Return what may precede a token: its step m (T,), counts (T, 2), and P(these counts, then the token) (T, 2)."""
     steps, heads = np.tril_indices(length)  # m = 0..length - 1, heads = 0..m
     counts = np.stack([heads, steps - heads], axis=-1)
     log_sequences = gammaln(steps + 1) - gammaln(counts + 1).sum(-1)  # how many orders these counts have
@@ -141,14 +142,14 @@ def outcomes(target: Exchangeable, length: int):
 
 
 def regret_after(predictor: Exchangeable, prompt: np.ndarray, steps, counts, probs, entropy: float) -> np.ndarray:
-    """Exact R(n) of a predictor after a prompt's counts (2,), given `outcomes` and the target's mean entropy."""
+    """Return the exact R(n) after a prompt's counts (2,), given `outcomes` and the target's mean entropy."""
     log_probs = predictor.predictive_log_probs(counts + prompt)
     loss = -(probs * np.where(probs > 0, log_probs, 0)).sum(-1)  # what never happens costs nothing, even -log 0
     return np.cumsum(np.bincount(steps, weights=loss) - entropy)
 
 
 def check_coins(**sources: Any) -> None:
-    """Raise ValueError naming the argument unless each is an exchangeable source of two tokens."""
+    """Raise UserError naming the argument unless each is an exchangeable source of two tokens."""
     for name, source in sources.items():
         if not isinstance(source, Exchangeable) or source.num_tokens != 2:
-            raise UserError(f"{name} = {source}: an exchangeable source of 2 tokens")
+            raise UserError(f"{name} = {source}: must be an exchangeable source of 2 tokens")

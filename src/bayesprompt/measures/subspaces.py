@@ -1,12 +1,14 @@
-"""How much of what a prefix could do is used: the bias's directions (Appendix B), and the next layer's attention (C).
+"""How far heads are from Eq. 6 and 7, and how much of what a prefix could do is used (Appendices B and C).
 
-Everything is NumPy, float64, whatever the precision of the readings. Equations are those of Petrov et al. (2024).
+Everything is NumPy: float64, but for the identities, which are judged in the readings' own precision. Equations are
+those of Petrov, Torr & Bibi (2024).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from bayesprompt.checks import UserError
 from bayesprompt.measures.attention import (
@@ -17,12 +19,14 @@ from bayesprompt.measures.attention import (
     attention,
     attention_block,
     bias_decomposition,
+    content_only,
     next_layer_decomposition,
+    outputs,
     read_rows,
+    relative_content_attention,
+    relative_prefix_attention,
+    spectrum,
 )
-from bayesprompt.models.gpt import GPT
-from bayesprompt.models.predictor import Params
-from bayesprompt.models.prefixes import Prefix
 
 # The lowest and the highest of Figure 7's ranges, with the median between them.
 RANGE = (0.01, 0.5, 0.99)
@@ -32,7 +36,7 @@ def participation_ratio(x: Float[Numbers, "B d"]) -> float:
     """Return (sum_r l_r)^2 / sum_r l_r^2, l_r the eigenvalues of the covariance of B vectors: 1 to min(B - 1, d).
 
     It counts the directions in which the vectors vary: k where k variances are alike and the others 0.
-    Raises ValueError for vectors that do not vary at all.
+    Raises UserError for vectors that do not vary at all.
     """
     x = np.asarray(x, np.float64)
     values = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
@@ -46,7 +50,7 @@ def bias_directions(reading: Reading, row: int) -> Float[np.ndarray, " H"]:
     """Return the participation ratio of each head's bias at one row of content, over the batch (Appendix B).
 
     reading has leading axes (B, H). The bias sum_j A_{i,S_j} W_V s_j varies in min(n_S, d) directions at most.
-    Raises ValueError for a head whose bias is the same for every input.
+    Raises UserError for a head whose bias is the same for every input.
     """
     bias = bias_decomposition(up_to(reading, row)).bias[:, :, -1]
     return np.array([participation_ratio(bias[:, head]) for head in range(bias.shape[1])])
@@ -59,14 +63,15 @@ def prefix_range(
 
     reading has leading axes (B, H). relative: the attention within the prefix, which sums to 1, as in the figure.
     """
-    found = attention(up_to(reading, row)).prefix[:, :, -1]
-    return np.quantile(found / found.sum(axis=-1, keepdims=True) if relative else found, levels, axis=0)
+    one = up_to(reading, row)
+    found = relative_prefix_attention(one) if relative else attention(one).prefix
+    return np.quantile(found[:, :, -1], levels, axis=0)
 
 
-def total_variation(a: Float[Numbers, "*rows n m"], b: Float[Numbers, "*rows n m"]) -> Float[np.ndarray, "*rows n"]:
-    """Return sum_j |a_ij - b_ij| / 2 of every row: what share of attention one would have to move, 0 to 1.
+def moved_attention(a: Float[Numbers, "*rows n m"], b: Float[Numbers, "*rows n m"]) -> Float[np.ndarray, "*rows n"]:
+    """Return sum_j |a_ij - b_ij| / 2, each row's total variation: the share of attention moved from a to b, 0 to 1.
 
-    Rows are probabilities over the same m. Raises ValueError for rows that do not sum to 1 (up to 1e-4, float32).
+    Rows are probabilities over the same m. Raises UserError for rows that do not sum to 1 (up to 1e-4, float32).
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     for name, rows in (("a", a), ("b", b)):
@@ -76,9 +81,9 @@ def total_variation(a: Float[Numbers, "*rows n m"], b: Float[Numbers, "*rows n m
 
 
 def up_to(reading: Reading, row: int) -> Reading:
-    """Return what one row of content reads, in float64: of the n rows that ask only this one, the last of its content.
+    """Cut a reading down to one query row, in float64: keep that query, and the content that it can see.
 
-    Raises ValueError for a row outside 0..n-1.
+    Raises UserError for a row outside 0..n-1.
     """
     n = reading.query.shape[-2]
     if not 0 <= row < n:
@@ -87,46 +92,6 @@ def up_to(reading: Reading, row: int) -> Reading:
     query, key, value = reading.query[..., row : row + 1, :], reading.key[..., :end, :], reading.value[..., :end, :]
     parts = (query, key, value, reading.prefix_key, reading.prefix_value)
     return Reading(*(np.asarray(part, np.float64) for part in parts))
-
-
-def composed_heads(architecture: GPT, params: Params, layer: int) -> tuple[Head, ...]:
-    """Return the heads of a block of a GPT as the paper writes them: rows of D numbers in, and, summed, D numbers out.
-
-    A head's W_V is its part of the output projection times its value projection. Kept are these four matrices; left out
-    are their biases, which the paper's heads do not have, and all that surrounds attention (LayerNorm, residual, MLP).
-    Raises ValueError for a layer that is not there.
-    """
-    if not 0 <= layer < architecture.num_layers:
-        raise UserError(f"layer = {layer}: must lie in 0..{architecture.num_layers - 1}")
-    block, D, H = params["torso"][f"blocks_{layer}"], architecture.embed_dim, architecture.num_heads
-    query, key, value = (
-        np.asarray(block[name]["kernel"], np.float64).reshape(D, H, -1) for name in ("query", "key", "value")
-    )
-    out = np.asarray(block["attention_output"]["kernel"], np.float64).reshape(H, -1, D)
-    return tuple(Head(query[:, h].T, key[:, h].T, out[h].T @ value[:, h].T) for h in range(H))
-
-
-def first_rows(
-    architecture: GPT, params: Params, tokens: Int[np.ndarray, "B N"], prefix: Prefix
-) -> tuple[Float[np.ndarray, "B n D"], Float[np.ndarray, "S D"]]:
-    """Return what the first block's attention reads, after its LayerNorm: content rows, n = N - 1, and prefix rows.
-
-    Raises ValueError unless the prefix is given layer by layer, with a row for every pad.
-    """
-    if prefix.layers is None or prefix.length != architecture.pads:
-        raise UserError(f"prefix = {prefix.length} rows: must be given layer by layer, {architecture.pads} rows")
-    embedding, block = params["embedding"], params["torso"]["blocks_0"]
-    x = np.asarray(embedding["tokens"], np.float64)[np.asarray(tokens)[:, :-1]]
-    x = x + np.asarray(embedding["positions"], np.float64)[architecture.pads :][: x.shape[1]]
-    s = np.asarray(prefix.layers[0], np.float64)
-    if not architecture.first_norm:
-        return x, s
-    scale, shift = (np.asarray(block["attention_norm"][name], np.float64) for name in ("scale", "bias"))
-    x, s = (
-        (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 1e-5) * scale + shift
-        for rows in (x, s)
-    )
-    return x, s
 
 
 def composed_logits(
@@ -140,3 +105,40 @@ def composed_logits(
     terms = next_layer_decomposition(sum(part.bias for part in parts), sum(part.kept for part in parts), second)
     reading = read_rows(second, attention_block(first, x, prefix))
     return terms, reading.query @ reading.key.T
+
+
+class Errors(NamedTuple):
+    """Errors of each head over a batch, relative to the largest entry of what they are measured on.
+
+    content: attention within the content, with and without the prefix (Eq. 6). bias: the output against bias and what
+    is kept (Eq. 7). rank: `beyond_rank` of the bias, for the prefix's S rows.
+    """
+
+    content: Float[np.ndarray, " H"]
+    bias: Float[np.ndarray, " H"]
+    rank: Float[np.ndarray, " H"]
+
+
+def identity_errors(reading: Reading) -> Errors:
+    """Return the errors of a reading with leading axes (B, H), as NumPy arrays."""
+    whole, parts = outputs(reading), bias_decomposition(reading)
+    content = relative_content_attention(reading), attention(content_only(reading)).content
+    return Errors(
+        _worst(*content),
+        _worst(parts.bias + parts.kept, whole),
+        beyond_rank(whole - parts.kept, whole, reading.prefix_key.shape[-2]),
+    )
+
+
+def _worst(found: Float[np.ndarray, "B H n m"], reference: Float[np.ndarray, "B H n m"]) -> Float[np.ndarray, " H"]:
+    return np.abs(found - reference).max((0, 2, 3)) / np.abs(reference).max((0, 2, 3))
+
+
+def beyond_rank(
+    bias: Float[np.ndarray, "B H n d"], whole: Float[np.ndarray, "B H n d"], rank: int
+) -> Float[np.ndarray, " H"]:
+    """Return each head's singular value number rank + 1 of the biases over all rows, relative to the outputs' norm."""
+    if rank >= bias.shape[-1]:  # there are no more directions than that
+        return np.zeros(bias.shape[1])
+    rows = [x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[-1]) for x in (bias, whole)]
+    return spectrum(rows[0])[:, rank] / np.linalg.norm(rows[1], 2, (1, 2))

@@ -17,11 +17,12 @@ from matplotlib.image import AxesImage
 from bayesprompt.checks import UserError
 from bayesprompt.lab.plotting import FAINT, add_provenance, say_missing
 from bayesprompt.measures.attention import Reading, attention, relative_content_attention
+from bayesprompt.measures.components import principal_components, project
 from bayesprompt.mechanism.digits import DigitExperiment, Tuned, held_out_inputs, load_models
-from bayesprompt.models.gpt import GPT, decode, inspect
+from bayesprompt.models.gpt import GPT, decode, make_gpt
 from bayesprompt.models.predictor import Params
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
-from bayesprompt.prompting.states import principal_components, project
+from bayesprompt.models.trace import inspect
 from bayesprompt.sources.digits import PRETRAINING_TASKS, SIZE, TASKS, answer, with_answer
 from bayesprompt.store import Store
 
@@ -31,7 +32,7 @@ EXAMPLE = np.array([2, 5, 3, 5, 0, 3, 7, 6, 4, 1])
 # Attention block outputs are drawn for so many held-out inputs.
 POINTS = 100
 
-Tokens = Int[Array | np.ndarray, " N"]
+Digits = Int[Array | np.ndarray, " N"]
 Model = tuple[Params, Prefix]
 
 
@@ -41,7 +42,7 @@ def one_head(reading: Reading, sequence: int = 0, head: int = 0) -> Reading:
 
 
 def attention_map(
-    ax: Axes, reading: Reading, tokens: Tokens, relative: bool = False, first_row: int = 0, highest: float = 1.0
+    ax: Axes, reading: Reading, tokens: Digits, relative: bool = False, first_row: int = 0, highest: float = 1.0
 ) -> AxesImage:
     """Draw how one head divides each row's attention over prefix, input and answer, from row `first_row` (0-based) on.
 
@@ -49,7 +50,7 @@ def attention_map(
     the text has next. Raises ValueError unless the reading is of one head, and the tokens one more than its rows.
     """
     if reading.query.ndim != 2:
-        raise UserError(f"reading = {reading.query.ndim} axes: one sequence and one head, see one_head")
+        raise UserError(f"reading = {reading.query.ndim} axes: must be of one sequence and one head, see one_head")
     rows = reading.query.shape[0]
     if len(tokens) != rows + 1:
         raise UserError(f"tokens = {len(tokens)}: must be {rows + 1}, the reading's rows and the last digit")
@@ -73,7 +74,7 @@ def attention_map(
     return image
 
 
-Panel = tuple[Reading, Tokens] | None
+Panel = tuple[Reading, Digits] | None
 
 
 def attention_maps(
@@ -122,7 +123,7 @@ def block_outputs(sizes: GPT, model: Model, inputs: Int[Array | np.ndarray, "B 1
     """Return the first attention block's outputs at the last input row, where the answer's first digit is chosen."""
     params, prefix = model
     tokens = np.concatenate([inputs, np.zeros_like(inputs)], axis=1)  # that row does not see the answer
-    return np.asarray(inspect(sizes, params, tokens, prefix)[0].attended[:, SIZE - 1])
+    return np.asarray(inspect(make_gpt(sizes), params, tokens, prefix).layers[0].states[:, -SIZE])
 
 
 def completed_tasks(
@@ -214,6 +215,7 @@ def prefix_clusters(store: Store, of: DigitExperiment, scale: str = "paper") -> 
     return add_provenance(figure, [tuned.dataset])
 
 
-def _read(tuned: Tuned, tokens: Tokens, head: int = 0) -> tuple[Reading, Tokens]:
+def _read(tuned: Tuned, tokens: Digits, head: int = 0) -> tuple[Reading, Digits]:
     params, prefix = tuned.models[0]
-    return one_head(inspect(tuned.sizes, params, np.asarray(tokens)[None], prefix)[0].reading, 0, head), tokens
+    layer = inspect(make_gpt(tuned.sizes), params, np.asarray(tokens)[None], prefix).layers[0]
+    return one_head(layer.reading, 0, head), tokens

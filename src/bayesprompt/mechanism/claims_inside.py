@@ -11,23 +11,21 @@ from bayesprompt.lab.judging import Claim, Part, Results
 from bayesprompt.measures.attention import (
     Reading,
     bias_decomposition,
-    layers_from_soft,
     outputs,
-    read_block,
     relative_content_attention,
-    soft_from_hard,
 )
-from bayesprompt.measures.identities import beyond_rank, identity_errors
 from bayesprompt.measures.subspaces import (
+    beyond_rank,
     bias_directions,
-    composed_heads,
     composed_logits,
-    first_rows,
-    total_variation,
+    identity_errors,
+    moved_attention,
 )
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, held_out_inputs, load_tuned
-from bayesprompt.models.gpt import inspect
+from bayesprompt.models.gpt import GPT, make_gpt
+from bayesprompt.models.predictor import Params
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.models.trace import composed_heads, first_rows, inspect, layers_from_soft, soft_from_hard
 from bayesprompt.prompting.compute import evaluation_data
 from bayesprompt.prompting.experiments import SINGLE_COIN
 from bayesprompt.sources.digits import SIZE, with_answer
@@ -56,7 +54,7 @@ def _coin_readings(results: Results) -> Iterator[Reading] | None:
     if (given := _coin_transformer(results)) is None:
         return None
     prefixes, predictor, params, tokens = given
-    return (read_block(predictor, params, tokens, Prefix(embeddings=rows)) for rows in prefixes)
+    return (inspect(predictor, params, tokens, Prefix(embeddings=rows)).layers[0].reading for rows in prefixes)
 
 
 def _digit_readings(results: Results, experiment: str) -> Iterator[Reading] | None:
@@ -65,7 +63,12 @@ def _digit_readings(results: Results, experiment: str) -> Iterator[Reading] | No
         return None
     sizes, models, tokens = found
     each = zip(models, tokens, strict=True)
-    return (layer.reading for model, rows in each for layer in inspect(sizes, model[0], rows[:16], model[1]))
+    return (reading for model, rows in each for reading in _readings(sizes, model, rows[:16]))
+
+
+def _readings(sizes: GPT, model: tuple[Params, Prefix], tokens: np.ndarray) -> list[Reading]:
+    params, prefix = model
+    return [layer.reading for layer in inspect(make_gpt(sizes), params, tokens, prefix).layers]
 
 
 def _digit_models(results: Results, experiment: str, method: str = "PrefixTuning"):
@@ -138,9 +141,9 @@ def _p11(results: Results) -> Iterator[Part]:
     if (found := _digit_models(results, "longer-prefixes")) is not None:
         sizes, models, tokens = found
         largest = max(
-            float(np.median(bias_directions(layer.reading, SIZE - 1)))
-            for (params, prefix), rows in zip(models, tokens, strict=True)
-            for layer in inspect(sizes, params, rows, prefix)
+            float(np.median(bias_directions(reading, SIZE - 1)))
+            for model, rows in zip(models, tokens, strict=True)
+            for reading in _readings(sizes, model, rows)
         )
     yield Part("participation ratio of a head's bias, median head, largest layer and prefix", largest, "<=", pads / 2)
 
@@ -156,9 +159,9 @@ def _p12(results: Results) -> Iterator[Part]:
             for head in second:
                 terms, logits = composed_logits(first, head, x[0], s)
                 error = max(error, _worst(sum(terms), logits))
-            readings = [[layer.reading for layer in inspect(sizes, params, rows, p)] for p in (prefix, NO_PREFIX)]
+            readings = [_readings(sizes, (params, p), rows) for p in (prefix, NO_PREFIX)]
             content = [[relative_content_attention(r) for r in layers[:2]] for layers in jax.device_get(readings)]
-            moves.append([float(total_variation(*pair).mean()) for pair in zip(*content, strict=True)])
+            moves.append([float(moved_attention(*pair).mean()) for pair in zip(*content, strict=True)])
         moved = np.mean(moves, axis=0).tolist()
     yield Part("composed layers: four terms against the logits", error, "<=", RELATIVE)
     yield Part("content attention moved in layer 1, mean total variation", moved[0], "<=", 1e-5)

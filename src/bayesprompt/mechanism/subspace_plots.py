@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 
 from bayesprompt.lab.plotting import add_provenance, say_missing
 from bayesprompt.measures.attention import bias_decomposition
+from bayesprompt.measures.components import principal_components, project
 from bayesprompt.measures.subspaces import participation_ratio, prefix_range, up_to
 from bayesprompt.mechanism.attention_plots import TASK_COLORS
 from bayesprompt.mechanism.digits import DigitExperiment, Tuned, held_out_inputs, load_models
-from bayesprompt.models.gpt import inspect
-from bayesprompt.prompting.states import principal_components, project
+from bayesprompt.models.gpt import make_gpt
+from bayesprompt.models.trace import inspect
 from bayesprompt.sources.digits import SIZE
 from bayesprompt.store import Store
 
@@ -39,7 +40,7 @@ def at_last_input(tuned: Tuned, model: int) -> tuple[Int[np.ndarray, "B 10"], li
     inputs = held_out_inputs(tuned.cell)[:INPUTS]
     params, prefix = tuned.models[model]
     tokens = np.concatenate([inputs, np.zeros_like(inputs)], axis=1)  # that row does not see the answer
-    readings = (layer.reading for layer in inspect(tuned.sizes, params, tokens, prefix))
+    readings = (layer.reading for layer in inspect(make_gpt(tuned.sizes), params, tokens, prefix).layers)
     last = (up_to(reading, SIZE - 1) for reading in readings)
     return inputs, [LastInput(prefix_range(r, 0), bias_decomposition(r).bias[:, :, 0]) for r in last]
 

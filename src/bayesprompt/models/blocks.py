@@ -1,22 +1,21 @@
 """Parts of the sorting experiments' model: sizes, dropout, blocks, embedding, unembedding (minGPT's family)."""
 
 import functools
-import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float
 
 from bayesprompt.checks import UserError
-from bayesprompt.devices import Cores
-from bayesprompt.models.layers import Dense, check_sizes
-from bayesprompt.models.transformer import attend
-from bayesprompt.sources.digits import NUM_TOKENS, SIZE, mixed
+from bayesprompt.models.kernels import dropout
+from bayesprompt.models.layers import Memory, attend, check_sizes
+from bayesprompt.sources.digits import NUM_TOKENS, SIZE
 
 _WEIGHT_STD = 0.02
+_draw = nn.initializers.normal(_WEIGHT_STD)
+_norm = functools.partial(nn.LayerNorm, epsilon=1e-5)
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,9 @@ class GPT:
     size: int = SIZE  # digits in an input, and in its answer
     first_norm: bool = True
     dropout: float = 0.1  # where a key is given
-    sequences_in_cache: ClassVar[int] = 64
-    cores: ClassVar[Cores] = "repetitions"
 
     def __post_init__(self) -> None:
-        """Raise ValueError for sizes below 1, heads that do not divide the width, or a dropout outside [0, 1)."""
+        """Raise UserError for sizes below 1, heads that do not divide the width, or a dropout outside [0, 1)."""
         check_sizes(self, but=("first_norm", "dropout"))
         if self.embed_dim % self.num_heads:
             raise UserError(f"embed_dim = {self.embed_dim}: must be a multiple of num_heads = {self.num_heads}")
@@ -59,16 +56,7 @@ class Dropout(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         """Set a share of the entries to 0 and scale the others up."""
-        if not self.has_rng("dropout"):
-            return x
-        kept = _hashed_bits(self.make_rng("dropout"), x.shape) >= jnp.uint32(round(self.rate * 2**32))
-        return jnp.where(kept, x / (1 - self.rate), 0.0)
-
-
-def _hashed_bits(key: Array, shape: tuple[int, ...]) -> UInt[Array, "*shape"]:
-    """Return 32 random bits an entry, by a hash of its index: a tenth of Threefry's time, and fused with their use."""
-    step, start = jax.random.bits(key, (2,))
-    return mixed(start + (step | 1) * jnp.arange(math.prod(shape), dtype=jnp.uint32)).reshape(shape)
+        return dropout(self.make_rng("dropout"), x, self.rate) if self.has_rng("dropout") else x
 
 
 class Block(nn.Module):
@@ -79,35 +67,32 @@ class Block(nn.Module):
     def setup(self) -> None:
         """Create the dense layers, the LayerNorms and the places of dropout."""
         sizes = self.architecture
-
-        def dense(width, std=_WEIGHT_STD):
-            return Dense(width, use_bias=True, kernel_init=nn.initializers.normal(std))
-
-        residual = _WEIGHT_STD / (2 * sizes.num_layers) ** 0.5
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-5)
-        self.attention_norm = norm() if sizes.first_norm else lambda x: x
-        self.query, self.key, self.value = (dense(sizes.embed_dim) for _ in range(3))
-        self.attention_output = dense(sizes.embed_dim, residual)
-        self.mlp_norm = norm()
-        self.mlp_in, self.mlp_out = dense(4 * sizes.embed_dim), dense(sizes.embed_dim, residual)
+        residual = nn.initializers.normal(_WEIGHT_STD / (2 * sizes.num_layers) ** 0.5)
+        self.attention_norm = _norm() if sizes.first_norm else lambda x: x
+        self.query, self.key, self.value = (nn.Dense(sizes.embed_dim, kernel_init=_draw) for _ in range(3))
+        self.attention_output = nn.Dense(sizes.embed_dim, kernel_init=residual)
+        self.mlp_norm = _norm()
+        self.mlp_in = nn.Dense(4 * sizes.embed_dim, kernel_init=_draw)
+        self.mlp_out = nn.Dense(sizes.embed_dim, kernel_init=residual)
         self.drop = Dropout(sizes.dropout)
 
-    def project(self, x: Float[Array, "*rows D"], last: int = 0) -> tuple[Array, Array, Array]:
-        """Return query (scaled by 1/sqrt(head size); `last`: of these last rows), key and value, split into heads."""
+    def project(self, x: Float[Array, "*rows D"], num_queries: int | None = None) -> tuple[Array, Array, Array]:
+        """Return query (scaled by 1/sqrt(head size); of the last `num_queries` rows), key and value, by head."""
         x, heads = self.attention_norm(x), self.architecture.num_heads
-        rows = self.query(x[..., -last:, :]), self.key(x), self.value(x)
+        asking = x if num_queries is None else x[..., -num_queries:, :]
+        rows = self.query(asking), self.key(x), self.value(x)
         query, key, value = (y.reshape(*y.shape[:-1], heads, y.shape[-1] // heads) for y in rows)
         return query / jnp.sqrt(query.shape[-1]), key, value
 
     def attend(
-        self, query: Array, key: Array, value: Array, memory: tuple[Array, Array], place: Array | None = None
+        self, query: Array, key: Array, value: Array, memory: Memory | None = None, place: Array | None = None
     ) -> Float[Array, "B n D"]:
         """Return the attention block's output (Eq. 3's A): the heads' outputs, projected."""
         return self.attention_output(attend(query, key, value, memory, self.drop, place))
 
-    def finish(self, x: Float[Array, "*rows D"], attended: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    def finish(self, x: Float[Array, "*rows D"], added: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         """Add the attention block's output and the MLP's to the residual stream."""
-        x = x + self.drop(attended)
+        x = x + self.drop(added)
         return x + self.drop(self.mlp_out(nn.gelu(self.mlp_in(self.mlp_norm(x)))))
 
 
@@ -118,9 +103,9 @@ class Embedding(nn.Module):
 
     def setup(self) -> None:
         """Create both tables."""
-        sizes, draw = self.architecture, nn.initializers.normal(_WEIGHT_STD)
-        self.tokens = self.param("tokens", draw, (sizes.num_tokens, sizes.embed_dim))
-        self.positions = self.param("positions", draw, (sizes.pads + sizes.rows, sizes.embed_dim))
+        sizes = self.architecture
+        self.tokens = self.param("tokens", _draw, (sizes.num_tokens, sizes.embed_dim))
+        self.positions = self.param("positions", _draw, (sizes.pads + sizes.rows, sizes.embed_dim))
 
     def __call__(self) -> tuple[Array, Array]:
         """Return both tables."""
@@ -144,8 +129,8 @@ class Unembedding(nn.Module):
 
     def setup(self) -> None:
         """Create both."""
-        self.norm = nn.LayerNorm(epsilon=1e-5)
-        self.head = Dense(self.architecture.num_tokens, kernel_init=nn.initializers.normal(_WEIGHT_STD))
+        self.norm = _norm()
+        self.head = nn.Dense(self.architecture.num_tokens, use_bias=False, kernel_init=_draw)
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows K"]:
         """Return log-probabilities, nats."""

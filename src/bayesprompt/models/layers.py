@@ -1,45 +1,139 @@
-"""What both networks share: the check of their sizes, and dense layers whose gradients a CPU computes at full speed."""
+"""What the networks share: a check of their sizes, attention, and a pass over explicit rows that keeps what it did."""
 
-import functools
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import UserError
+from bayesprompt.measures.attention import Reading
 
 State = Any
+MOST_LOGITS = 2**24  # of a large vocabulary at a time
+# Keys and values of S rows that every sequence of a batch has before it, by head.
+Memory = tuple[Float[Array, "H S d"], Float[Array, "H S d"]]
+
+
+class Layer(NamedTuple):
+    """What one layer did with all rows of B sequences: those of the prompt, then every token but the last.
+
+    input: (B, rows, D) what the layer reads: its part of the residual stream, or the rows of a prefix given layer by
+        layer in their place.
+    states: (B, rows, S) internal states (Section 4.1): an LSTM's cell state, or what attention adds to the residual
+        stream.
+    reading: queries, keys and values with leading axes (B, H), prefix and content apart; None without attention.
+    """
+
+    input: Float[Array, "B rows D"]
+    states: Float[Array, "B rows S"]
+    reading: Reading | None
+
+
+class Trace(NamedTuple):
+    """What a network did with a batch: every layer, and the log-probabilities (B, n, K), nats, that it gives."""
+
+    layers: tuple[Layer, ...]
+    log_probs: Float[Array, "B n K"]
 
 
 def check_sizes(architecture: Any, but: tuple[str, ...] = ()) -> None:
-    """Raise ValueError for a size below 1 (num_tokens: 2), other fields apart."""
+    """Raise UserError for a size below 1 (num_tokens: 2), other fields apart."""
     for name, value in vars(architecture).items():
         low = 2 if name == "num_tokens" else 1
         if name not in but and value < low:
             raise UserError(f"{name} = {value}: must be >= {low}")
 
 
-@jax.custom_vjp
-def product(x: Float[Array, "rows D"], kernel: Float[Array, "D E"]) -> Float[Array, "rows E"]:
-    """Return x @ kernel, with gradients that a CPU computes at full speed."""
-    return x @ kernel
+def one_hot(tokens: Int[Array, "*batch N"], num_tokens: int) -> Float[Array, "*batch N K"]:
+    """Return tokens as one-hot rows; outside the alphabet as NaN, so that a wrong token never passes for none."""
+    known = (tokens >= 0) & (tokens < num_tokens)
+    return jnp.where(known[..., None], jax.nn.one_hot(tokens, num_tokens), jnp.nan)
 
 
-def _product_gradient(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    # By default XLA transposes the wide dy (recomputing the activation's derivative as it goes) to form dy.T @ x.
-    # Materialised first, dy is read once, and only the narrow operand turns.
-    x, kernel = saved
-    dy = jax.lax.optimization_barrier(dy)
-    return dy @ kernel.T, x.T @ dy if kernel.shape[0] <= kernel.shape[1] else jax.lax.optimization_barrier(dy.T @ x).T
+def token_losses(rows: Float[Array, "K D"], x: Float[Array, "B n D"], tokens: Int[Array, "B n"]) -> Float[Array, "B n"]:
+    """Return -log softmax(rows x)_token, nats, differentiable, holding no more than 64 MiB of logits.
+
+    A token of -1 costs nothing; any other one outside the vocabulary costs NaN.
+    """
+
+    @jax.checkpoint
+    def cost(given):
+        x, token = given
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(rows @ x, jnp.maximum(token, 0))
+        return jnp.where(token == -1, 0.0, jnp.where(token < 0, jnp.nan, loss))
+
+    at_once = min(tokens.size, max(1, MOST_LOGITS // len(rows)))
+    each = x.reshape(-1, x.shape[-1]), tokens.reshape(-1)
+    return jax.lax.map(cost, each, batch_size=at_once).reshape(tokens.shape)
 
 
-product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_gradient)
+def look_up(table: Float[Array, "n K *row"], tokens: Int[Array, "B n"]) -> Float[Array, "B n *row"]:
+    """Return the row of the token that stands at each of n places; NaN for a token outside the alphabet."""
+    tokens = jnp.where(tokens < 0, table.shape[1], tokens)
+    return table.at[jnp.arange(len(table))[None], tokens].get(mode="fill", fill_value=jnp.nan)
 
 
-def dense_product(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    """Apply `product` to the last axis of x: the dot_general of our dense layers."""
-    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+def attend(
+    query: Float[Array, "B n H d"],
+    key: Float[Array, "B m H d"],
+    value: Float[Array, "B m H d"],
+    memory: Memory | None = None,
+    drop: Callable[[Array], Array] = lambda x: x,
+    place: Array | None = None,
+) -> Float[Array, "B n D"]:
+    """Return causal softmax attention of n of m rows over those before them, themselves, and the shared rows.
+
+    The n rows are the last ones, or those from `place` on. `drop` sees the attention weights (B, H, n, S + m) before
+    they are used.
+    """
+    n, m = query.shape[1], key.shape[1]
+    # Heads come first here, once for all products: each is then a plain product of matrices.
+    query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))
+    if memory is not None:
+        key, value = (
+            jnp.concatenate([jnp.broadcast_to(past, (len(own), *past.shape)), own], axis=2)
+            for past, own in zip(memory, (key, value), strict=True)
+        )
+    scores = query @ key.swapaxes(2, 3)
+    last = scores.shape[-1] - m + (m - n if place is None else place) + jnp.arange(n)  # that each row sees
+    scores = jnp.where(jnp.arange(scores.shape[-1])[None] <= last[:, None], scores, -jnp.inf)
+    mixed = (drop(jax.nn.softmax(scores)) @ value).swapaxes(1, 2)
+    return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))
 
 
-Dense = functools.partial(nn.Dense, use_bias=False, dot_general=dense_product)
+def cut(
+    query: Float[Array, "B rows H d"], key: Float[Array, "B rows H d"], value: Float[Array, "B rows H d"], prefix: slice
+) -> Reading:
+    """Divide rows into those of a prefix and those of the content; the content behind the prefix asks."""
+    query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))
+    key, value = (
+        (jnp.concatenate([y[:, :, : prefix.start], y[:, :, prefix.stop :]], axis=2), y[:, :, prefix])
+        for y in (key, value)
+    )
+    return Reading(query[:, :, prefix.stop :], key[0], value[0], key[1], value[1])
+
+
+def run_blocks(
+    blocks: Sequence[Any],
+    x: Float[Array, "B rows D"],
+    prefix: slice,
+    layers: Float[Array, "layers L D"] | None = None,
+    place: int = 0,
+) -> tuple[tuple[Layer, ...], Float[Array, "B rows D"]]:
+    """Run blocks of attention over explicit rows; return what each did, and the last one's output.
+
+    `prefix` says which rows count as the prefix in the readings. Rows given layer by layer replace what attention reads
+    from row `place` on.
+    """
+    found = []
+    for index, block in enumerate(blocks):
+        seen = x if layers is None else x.at[:, place : place + layers.shape[1]].set(layers[index][None])
+        rows = block.project(seen)
+        added = block.attend(*rows)
+        found.append(Layer(seen, added, cut(*rows, prefix)))
+        x = block.finish(x, added)
+    return tuple(found), x

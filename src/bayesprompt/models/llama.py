@@ -10,15 +10,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import UserError, check_integer, check_tokens
-from bayesprompt.measures.attention import Reading
-from bayesprompt.models.layers import State
+from bayesprompt.models.layers import Layer, Memory, State, Trace, attend, cut, token_losses
 from bayesprompt.models.llama_sizes import Llama, shapes
 from bayesprompt.models.predictor import Params, Predictor
-from bayesprompt.models.prefixes import NO_PREFIX, Prefix
-from bayesprompt.models.transformer import attend
-from bayesprompt.models.vocabulary import token_losses
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, check_prefix
 
-# What a frozen block's gradient needs, and only products could give again: these are kept, all else is computed twice.
+# Of a frozen block's forward pass, what a gradient needs and only a matrix product could give again is kept; the rest
+# is computed again.
 _KEPT = "kept for the gradient"
 
 
@@ -34,8 +32,11 @@ def make_llama(sizes: Llama, answer: int = 0) -> Predictor:
         init=functools.partial(_init, sizes),
         prompt=functools.partial(_prompt, sizes),
         predict=functools.partial(_predict, sizes, answer),
-        losses=functools.partial(_losses, sizes, answer),
         architecture=sizes,
+        losses=functools.partial(_losses, sizes, answer),
+        inspect=functools.partial(_inspect, sizes, answer),
+        sequences_in_cache=sizes.sequences_in_cache,
+        cores="nothing",
     )
 
 
@@ -55,6 +56,11 @@ class Projected(NamedTuple):
     query: Float[Array, "*rows H d"]
     key: Float[Array, "*rows H d"]
     value: Float[Array, "*rows H d"]
+
+    @property
+    def memory(self) -> Memory:
+        """Keys and values, heads first, as rows that a whole batch has before it."""
+        return self.key.swapaxes(-3, -2), self.value.swapaxes(-3, -2)
 
 
 def _norm(x: Array, scale: Array, epsilon: float) -> Array:
@@ -84,27 +90,28 @@ def _project(sizes: Llama, block: Params, x: Float[Array, "*batch n D"], places:
     return Projected(query / sizes.head_dim**0.5, jnp.repeat(key, shared, axis=-2), jnp.repeat(value, shared, axis=-2))
 
 
-def _finish(sizes: Llama, block: Params, x: Array, attended: Array) -> Array:
-    x = checkpoint_name(x + attended @ block["attention_output"], _KEPT)
+def _finish(sizes: Llama, block: Params, x: Array, added: Array) -> Array:
+    x = checkpoint_name(x + added, _KEPT)
     y = _norm(x, block["mlp_norm"], sizes.norm_epsilon)
     gate, up = (checkpoint_name(y @ block[name], _KEPT) for name in ("mlp_gate", "mlp_up"))
     return x + (jax.nn.silu(gate) * up) @ block["mlp_down"]
 
 
 class Done(NamedTuple):
-    """What a block did with rows: its output, what it projected them to, keys and values of the prefix before them."""
+    """What a block did: its output, what its attention added, what it projected rows and the prefix before them to."""
 
     output: Float[Array, "B n D"]
+    added: Float[Array, "B n D"]
     rows: Projected
-    memory: tuple[Float[Array, "S H d"], Float[Array, "S H d"]]
+    prefix: Projected
 
 
 def _run(sizes: Llama, block: Params, x: Float[Array, "B n D"], prefix: Float[Array, "S D"]) -> Done:
     """Run a block on rows behind a prefix that only its attention reads."""
-    size = len(prefix)
-    memory = _project(sizes, block, prefix, jnp.arange(size))[1:]
-    rows = _project(sizes, block, x, size + jnp.arange(x.shape[1]))
-    return Done(_finish(sizes, block, x, attend(*rows, memory)), rows, memory)
+    before = _project(sizes, block, prefix, jnp.arange(len(prefix)))
+    rows = _project(sizes, block, x, len(prefix) + jnp.arange(x.shape[1]))
+    added = attend(*rows, before.memory) @ block["attention_output"]
+    return Done(_finish(sizes, block, x, added), added, rows, before)
 
 
 def _unembedding(sizes: Llama, params: Params, x: Float[Array, "*rows D"]) -> tuple[Array, Float[Array, "K D"]]:
@@ -123,6 +130,7 @@ def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
 
     Nothing is computed once a batch: for a few rows that would cost more, reading all weights once again.
     """
+    check_prefix(prefix, sizes)
     if prefix.length + length > sizes.context:
         raise UserError(f"length = {length}: prompt and tokens must have at most {sizes.context} positions")
     nothing = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim))
@@ -134,8 +142,9 @@ def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
 
 
 def _embed(params: Params, state: State, tokens: Int[Array, "B n"]) -> Float[Array, "B m D"]:
-    """Return the prompt's rows, if it has any, and the tokens' embeddings."""
-    x, rows = params["embedding"][jnp.maximum(tokens, 0)], state["rows"]
+    """Return the prompt's rows, if it has any, and the tokens' embeddings (-1: of token 0; none: NaN)."""
+    x = params["embedding"].at[jnp.maximum(tokens, 0)].get(mode="fill", fill_value=jnp.nan)
+    rows = state["rows"]
     return jnp.concatenate([jnp.broadcast_to(rows, (len(x), *rows.shape)), x], axis=1)
 
 
@@ -156,34 +165,24 @@ def _predict(sizes: Llama, answer: int, params: Params, state: State, tokens: In
 
 def _losses(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
     x, rows = _unembedding(sizes, params, _outputs(sizes, answer, params, state, tokens))
-    found = token_losses(rows, x.reshape(-1, sizes.embed_dim), tokens[:, -x.shape[1] :].reshape(-1))
-    return found.reshape(x.shape[:2])
+    return token_losses(rows, x, tokens[:, -x.shape[1] :])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def inspect(
-    sizes: Llama, params: Params, tokens: Int[Array | np.ndarray, "B N"], prefix: Prefix = NO_PREFIX
-) -> Reading:
-    """Return what every block's attention read at every token: leading axes (layers, B, H); highest precision.
+def _inspect(sizes: Llama, answer: int, params: Params, tokens: Int[Array, "B N"], prefix: Prefix) -> Trace:
+    state = _prompt(sizes, params, prefix, tokens.shape[1])
 
-    `attention` and `outputs` of `bayesprompt.measures.attention` turn it into maps and heads' outputs. Each block's
-    input comes from blocks that saw the prefix.
-    """
-    with jax.default_matmul_precision("highest"):
-        state = _prompt(sizes, params, prefix, tokens.shape[1])
-        size = len(state["rows"])
+    def read(x, xs):
+        done = _run(sizes, xs[0], x, xs[1])
+        rows = (
+            jnp.concatenate([jnp.broadcast_to(before, (len(x), *before.shape)), own], axis=1)
+            for before, own in zip(done.prefix, done.rows, strict=True)
+        )
+        return done.output, Layer(x, done.added, cut(*rows, slice(0, prefix.length)))
 
-        def read(x, xs):
-            done = _run(sizes, xs[0], x, xs[1])
-            own = (y[:, size:] for y in done.rows)
-            past = (
-                jnp.concatenate([jnp.broadcast_to(z, (len(x), *z.shape)), y[:, :size]], axis=1)
-                for y, z in zip(done.rows[1:], done.memory, strict=True)
-            )
-            return done.output, Reading(*(y.swapaxes(1, 2) for y in (*own, *past)))
-
-        x = _embed(params, state, jnp.asarray(tokens))
-        return jax.lax.scan(read, x, (params["torso"], state["layers"]))[1]
+    x, stacked = jax.lax.scan(read, _embed(params, state, tokens[:, :-1]), (params["torso"], state["layers"]))
+    layers = tuple(jax.tree.map(lambda y, i=i: y[i], stacked) for i in range(sizes.num_layers))
+    x = x[:, -(answer or tokens.shape[1]) :]
+    return Trace(layers, jax.nn.log_softmax(_logits(sizes, params, x)))
 
 
 def generate(
@@ -212,7 +211,7 @@ def _generate(sizes: Llama, params: Params, tokens: Int[Array, "B N"], steps: in
     def fill(x, xs):
         done = _run(sizes, xs[0], x, xs[1])
         room = ((0, 0), (0, steps), (0, 0), (0, 0))
-        return done.output, (done.memory, [jnp.pad(y, room) for y in done.rows[1:]])
+        return done.output, (done.prefix.memory, [jnp.pad(y, room) for y in done.rows[1:]])
 
     x, (memory, cache) = jax.lax.scan(fill, x, (params["torso"], state["layers"]))
 
@@ -223,7 +222,8 @@ def _generate(sizes: Llama, params: Params, tokens: Int[Array, "B N"], steps: in
             block, memory, old = xs
             query, *new = _project(sizes, block, x, (before + place)[None])
             kept = [jax.lax.dynamic_update_slice(y, z, (0, place, 0, 0)) for y, z in zip(old, new, strict=True)]
-            return _finish(sizes, block, x, attend(query, *kept, memory, place=place)), kept
+            added = attend(query, *kept, memory, place=place) @ block["attention_output"]
+            return _finish(sizes, block, x, added), kept
 
         x, cache = jax.lax.scan(read, params["embedding"][said][:, None], (params["torso"], memory, cache))
         return (_logits(sizes, params, x[:, 0]).argmax(-1), cache), said

@@ -2,13 +2,11 @@
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from bayesprompt.checks import UserError
-from bayesprompt.devices import Cores
 from bayesprompt.models.layers import check_sizes
 from bayesprompt.models.predictor import Params
 
@@ -30,7 +28,6 @@ class Llama:
     head_size: int | None = None  # of the heads' own; None for embed_dim / num_heads
     rope_factors: tuple[float, ...] = ()  # by which each angle of the rotation is divided; () for none
     sequences_in_cache: int = 4  # at a time in training: what is kept of 256 tokens for the gradient is 160 MB
-    cores: ClassVar[Cores] = "nothing"
 
     def __post_init__(self) -> None:
         """Raise UserError for sizes below 1, heads that do not divide the width, or a rotation of no angle."""

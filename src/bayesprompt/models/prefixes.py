@@ -1,6 +1,6 @@
 """A prefix is what a model reads before the data: rows of input, rows of embedding, or rows for every layer."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ NO_PREFIX = Prefix()
 
 
 def hard_prefix(tokens: Int[Array | np.ndarray, " L"], num_tokens: int = 2) -> Prefix:
-    """Return the one-hot prefix of `tokens`; raises ValueError for a token outside 0..num_tokens-1."""
+    """Return the one-hot prefix of `tokens`; raises UserError for a token outside 0..num_tokens-1."""
     tokens = np.asarray(tokens)
     if tokens.size and not (0 <= tokens.min() and tokens.max() < num_tokens):
         raise UserError(f"tokens = {tokens.tolist()}: must lie in 0..{num_tokens - 1}")
@@ -45,7 +45,7 @@ def hard_prefix(tokens: Int[Array | np.ndarray, " L"], num_tokens: int = 2) -> P
 
 
 def all_hard_prefixes(prefix_length: int, num_tokens: int = 2) -> Int[np.ndarray, "prefixes L"]:
-    """Return every token sequence of length L, counting upwards; raises ValueError where K**L is too many to search."""
+    """Return every token sequence of length L, counting upwards; raises UserError where K**L is too many to search."""
     check_prefix_length(prefix_length)
     if num_tokens**prefix_length > MAX_HARD_PREFIXES:
         longest = int(np.log(MAX_HARD_PREFIXES) / np.log(num_tokens) + 1e-9)
@@ -56,8 +56,21 @@ def all_hard_prefixes(prefix_length: int, num_tokens: int = 2) -> Int[np.ndarray
     return grid.reshape(prefix_length, -1).T
 
 
+def check_prefix(prefix: Prefix, architecture: Any) -> None:
+    """Raise UserError unless at most one field is set, with rows as a network of these sizes reads them."""
+    given = {name: rows.shape for name, rows in prefix._asdict().items() if rows is not None}
+    if len(given) > 1:
+        raise UserError(f"prefix = {' and '.join(given)}: must have one field at most")
+    width = architecture.embed_dim
+    wanted = {"inputs": (architecture.num_tokens,), "embeddings": (width,), "layers": (architecture.num_layers, width)}
+    for name, shape in given.items():
+        if (*shape[:-2], shape[-1]) != wanted[name]:
+            must = ", ".join(map(str, (*wanted[name][:-1], "L", wanted[name][-1])))
+            raise UserError(f"prefix = {name} of shape {shape}: must be ({must})")
+
+
 def check_prefix_length(prefix_length: int) -> None:
-    """Raise ValueError unless the prefix length is a whole number >= 1."""
+    """Raise UserError unless the prefix length is a whole number >= 1."""
     if int(prefix_length) != prefix_length or prefix_length < 1:
         raise UserError(f"prefix_length = {prefix_length}: must be a whole number >= 1")
 

@@ -1,22 +1,13 @@
 """The Transformer: blocks of attention and MLP over embeddings plus positions (Section 4.1)."""
 
-import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import UserError
-from bayesprompt.devices import Cores
-from bayesprompt.models.layers import Dense, State, check_sizes
-
-# Largest number of (position, token) pairs for which first-layer attention is one product with a table (see below).
-TABLE_PAIRS = 256
+from bayesprompt.models.layers import Layer, Memory, State, attend, check_sizes, look_up, run_blocks
 
 
 @dataclass(frozen=True)
@@ -28,11 +19,9 @@ class Transformer:
     num_heads: int = 4
     num_layers: int = 1
     mlp_dim: int = 512
-    sequences_in_cache: ClassVar[int] = 64  # whose activations a CPU's cache holds, about
-    cores: ClassVar[Cores] = "batch"
 
     def __post_init__(self) -> None:
-        """Raise ValueError for sizes below 1, or heads that do not divide the width."""
+        """Raise UserError for sizes below 1, or heads that do not divide the width."""
         check_sizes(self)
         if self.embed_dim % self.num_heads or self.embed_dim % 2:
             raise UserError(
@@ -54,11 +43,11 @@ class Block(nn.Module):
         """Create the dense layers (no bias) and the LayerNorms."""
         width = self.architecture.embed_dim
         self.attention_norm = nn.LayerNorm()
-        self.query, self.key, self.value, self.attention_output = (Dense(width) for _ in range(4))
+        self.query, self.key, self.value, self.attention_output = (nn.Dense(width, use_bias=False) for _ in range(4))
         self.query_norm, self.key_norm = nn.LayerNorm(use_bias=False), nn.LayerNorm(use_bias=False)
         self.mlp_norm = nn.LayerNorm()
-        self.mlp_in = Dense(self.architecture.mlp_dim)
-        self.mlp_out = Dense(width)
+        self.mlp_in = nn.Dense(self.architecture.mlp_dim, use_bias=False)
+        self.mlp_out = nn.Dense(width, use_bias=False)
         self.output_norm = nn.LayerNorm()
 
     def project(self, x: Float[Array, "*rows D"]) -> tuple[Array, Array, Array]:
@@ -69,9 +58,13 @@ class Block(nn.Module):
         query, key, value = (y.reshape(*y.shape[:-1], *heads) for y in (query, key, value))
         return query / jnp.sqrt(query.shape[-1]), key, value
 
-    def finish(self, x: Float[Array, "*rows D"], attended: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        """Add the attention's output and the MLP's to the residual stream, then normalise."""
-        x = x + self.attention_output(attended)
+    def attend(self, query: Array, key: Array, value: Array, memory: Memory | None = None) -> Float[Array, "B n D"]:
+        """Return what the attention block adds to the residual stream: the heads' outputs, projected."""
+        return self.attention_output(attend(query, key, value, memory))
+
+    def finish(self, x: Float[Array, "*rows D"], added: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """Add the attention block's output and the MLP's to the residual stream, then normalise."""
+        x = x + added
         x = x + self.mlp_out(nn.gelu(self.mlp_in(self.mlp_norm(x))))
         return self.output_norm(x)
 
@@ -86,118 +79,42 @@ class TransformerTorso(nn.Module):
         self.blocks = [Block(self.architecture) for _ in range(self.architecture.num_layers)]
 
     def prompt(self, rows: Array, vocabulary: Array, layers: Array | None, length: int) -> State:
-        """Keep each block's keys and values, the last row's output, and the first block's table."""
+        """Keep each block's keys and values, the last row's output, and what each token brings into the first block."""
         start = len(rows)
-        positions = sinusoids(start + length - 1, self.architecture.embed_dim)
-        # Rows given layer by layer carry no position (and replace only what attention reads).
-        x = rows + (positions[:start] if layers is None else positions[:start].at[1:].set(0.0))
-        memory = []
-        for index, block in enumerate(self.blocks):
-            query, key, value = block.project(x if layers is None else x.at[1:].set(layers[index]))
-            memory.append((key, value))
-            attended = attend(query[None], key[None], value[None], (key[:0], value[:0]))[0]
-            x = block.finish(x, attended)
-        places = positions[start:, None]
-        choices = vocabulary[None] + places  # (N - 1, K, D): every token at every position
-        projected = self.blocks[0].project(choices)
-        state = {"first": x[-1], "memory": memory, "choices": choices}
-        if choices.shape[0] * choices.shape[1] <= TABLE_PAIRS:
-            return state | {"table": attention_table(*projected, memory[0])}
-        return state | {"projected": projected}
+        places = positions(start, length, self.architecture.embed_dim, layers)
+        found, x = run_blocks(self.blocks, (rows + places[:start])[None], slice(0, start), layers, 1)
+        # A token has only K values: what it brings into the first block is computed once a position and value.
+        choices = vocabulary[None] + places[start:, None]  # (N - 1, K, D)
+        return {
+            "first": x[0, -1],
+            "memory": [(layer.reading.prefix_key[0], layer.reading.prefix_value[0]) for layer in found],
+            "choices": choices,
+            "projected": self.blocks[0].project(choices),
+        }
 
-    def predict(self, state: State, choice: Float[Array, "B n K"]) -> tuple[Array, Array]:
+    def predict(self, state: State, tokens: Int[Array, "B n"]) -> tuple[Array, Array]:
         """Return the output of the prompt's last row (D,) and of the data rows (B, n, D)."""
-        x = pick(choice, state["choices"])
+        x, *rows = (look_up(table, tokens) for table in (state["choices"], *state["projected"]))
         for index, block in enumerate(self.blocks):
-            if index == 0 and "table" in state:
-                attended = attend_by_table(choice, state["table"])
-            else:
-                rows = [pick(choice, y) for y in state["projected"]] if index == 0 else block.project(x)
-                attended = attend(*rows, state["memory"][index])
-            x = block.finish(x, attended)
+            added = block.attend(*(block.project(x) if index else rows), state["memory"][index])
+            x = block.finish(x, added)
         return state["first"], x
 
-
-@jax.custom_vjp
-def pick(choice: Float[Array, "B n K"], table: Float[Array, "n K *row"]) -> Float[Array, "B n *row"]:
-    """Look up, for every position, the row of the token that stands there (as a product: its gradient is one too)."""
-    rows = choice.swapaxes(0, 1) @ table.reshape(*table.shape[:2], math.prod(table.shape[2:]))
-    return rows.swapaxes(0, 1).reshape(*choice.shape[:2], *table.shape[2:])
-
-
-def _pick_gradient(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    # By default XLA would turn the wide dy for the table's gradient, instead of the narrow choice.
-    choice, table = saved
-    dy, rows = (y.reshape(*y.shape[:2], -1) for y in (dy.swapaxes(0, 1), table))
-    return (dy @ rows.swapaxes(1, 2)).swapaxes(0, 1), (choice.transpose(1, 2, 0) @ dy).reshape(table.shape)
+    def inspect(
+        self, rows: Float[Array, "B rows D"], start: int, layers: Array | None
+    ) -> tuple[tuple[Layer, ...], Array]:
+        """Return what each block did with explicit rows, `start` of them the prompt's, and the last one's output."""
+        places = positions(start, rows.shape[1] - start + 1, self.architecture.embed_dim, layers)
+        return run_blocks(self.blocks, rows + places[None], slice(1, start), layers, 1)
 
 
-pick.defvjp(lambda choice, table: (pick(choice, table), (choice, table)), _pick_gradient)
+def positions(start: int, length: int, width: int, layers: Array | None) -> Float[Array, "rows D"]:
+    """Return the positions of a prompt's rows and of `length` tokens but the last.
 
-
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    memory: tuple[Array, Array],
-    drop: Callable[[Array], Array] = lambda x: x,
-    place: Array | None = None,
-) -> Float[Array, "B n D"]:
-    """Causal softmax attention of n of (B, m, H, d) rows over those before them and over (S, H, d) shared rows.
-
-    The n rows are the last ones, or those from `place` on. `drop` sees the attention weights (B, H, n, S + m) before
-    they are used.
+    Rows given layer by layer have none (and replace only what attention reads).
     """
-    n, m, heads = query.shape[1], key.shape[1], query.shape[2]
-
-    def behind(past, own):
-        # Heads come first here, once for all products: each is then a plain product of matrices.
-        past = jnp.broadcast_to(past.swapaxes(0, 1), (len(own), heads, *past.shape[::2]))
-        return jnp.concatenate([past, own.swapaxes(1, 2)], axis=2)
-
-    key, value = behind(memory[0], key), behind(memory[1], value)
-    scores = query.swapaxes(1, 2) @ key.swapaxes(2, 3)
-    last = len(memory[0]) + (m - n if place is None else place) + jnp.arange(n)  # that each row sees
-    scores = jnp.where(jnp.arange(scores.shape[-1])[None] <= last[:, None], scores, -jnp.inf)
-    mixed = (drop(jax.nn.softmax(scores)) @ value).swapaxes(1, 2)
-    return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))
-
-
-def attention_table(
-    query: Array, key: Array, value: Array, memory: tuple[Array, Array]
-) -> Float[Array, "pairs pairs H size"]:
-    """Tabulate first-layer attention, whose scores depend on two (position, token) pairs only.
-
-    With n K pairs, row (j, c) and column (i, a) of the table hold what token c at position j adds to the softmax's
-    numerator (per head and value coordinate) and denominator at position i if token a stands there. Attention over a
-    whole batch is then one matrix product with the batch's one-hot tokens, instead of B * H small ones and B * H * n**2
-    exponentials.
-    """
-    past_key, past_value = memory
-    n, num_tokens = query.shape[:2]
-    own = jnp.einsum("iahd,jchd->hiajc", query, key)
-    past = jnp.einsum("iahd,shd->hias", query, past_key)
-    own = jnp.where(jnp.tril(jnp.ones((n, n), bool))[None, :, None, :, None], own, -jnp.inf)
-    # The shift cancels between numerator and denominator, whatever it is: it needs no gradient.
-    largest = jax.lax.stop_gradient(jnp.maximum(own.max((-1, -2), initial=-jnp.inf), past.max(-1)))
-    own, past = jnp.exp(own - largest[..., None, None]), jnp.exp(past - largest[..., None])
-    with_count = functools.partial(jnp.pad, pad_width=[(0, 0), (0, 0), (0, 1)], constant_values=1.0)
-    value = with_count(value.reshape(n * num_tokens, *value.shape[2:]))
-    # Turn the weights first, not the product, which is (head size + 1) times larger; keep no broadcast copies either.
-    own = own.reshape(len(own), n * num_tokens, n * num_tokens).transpose(2, 1, 0)
-    table = jax.checkpoint(lambda own, value: own[..., None] * value[:, None])(own, value)
-    # Some token always stands at the first position: its rows bring in what the prompt adds, at no cost a sequence.
-    shared = jnp.einsum("hias,shd->iahd", past, with_count(past_value))
-    return table.at[:num_tokens].add(shared.reshape(1, *table.shape[1:]))
-
-
-def attend_by_table(choice: Float[Array, "B n K"], table: Float[Array, "pairs pairs H size"]) -> Float[Array, "B n D"]:
-    """Causal softmax attention of the first layer, from the batch's tokens and `attention_table`."""
-    sums = choice.reshape(len(choice), len(table)) @ table.reshape(len(table), math.prod(table.shape[1:]))
-    sums = sums.reshape(*choice.shape, *table.shape[2:])
-    sums = jnp.einsum("bik,bikhd->bihd", choice, sums)
-    mixed = sums[..., :-1] / sums[..., -1:]
-    return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))
+    found = sinusoids(start + length - 1, width)
+    return found if layers is None else found.at[1:start].set(0.0)
 
 
 def sinusoids(length: int, width: int) -> Float[Array, "N D"]:

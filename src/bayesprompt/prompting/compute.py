@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from bayesprompt.devices import part_size
 from bayesprompt.lab.experiment import Cell, Result, Run
 from bayesprompt.measures.regret import cumulative_regret, excess_log_loss, log_loss
-from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.models.predictor import predict_all
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, all_hard_prefixes, hard_prefix, prompt_compositions
 from bayesprompt.sources.coins import Exchangeable, Source
 from bayesprompt.tuning.fitting import FitConfig, fit
@@ -221,16 +219,3 @@ def tabulate(log_probs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     np.add.at(total, index, np.exp(log_probs[:, :steps, 0]))
     np.add.at(number, index, 1)
     return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0).astype(np.float32)
-
-
-def predict_all(predictor: Predictor, params: Params, prefix: Prefix, tokens: np.ndarray) -> np.ndarray:
-    """Return log-probabilities (B, N, K) in float64 storage for many sequences, a part of them at a time."""
-    part = part_size(len(tokens), predictor.architecture.sequences_in_cache)
-    parts = _predict_parts(predictor, params, prefix, jnp.asarray(tokens).reshape(-1, part, tokens.shape[1]))
-    return np.asarray(parts, np.float64).reshape(*tokens.shape, -1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _predict_parts(predictor, params, prefix, parts):
-    state = predictor.prompt(params, prefix, parts.shape[-1])
-    return jax.lax.map(lambda part: predictor.predict(params, state, part), parts)

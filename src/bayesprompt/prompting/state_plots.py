@@ -32,7 +32,7 @@ TITLES = {"transformer": "Transformer", "lstm": "LSTM"}
 SEQUENCES = 20
 
 
-class Network(NamedTuple):
+class Ordered(NamedTuple):
     """A stored network with the order of its states, and the dataset that says where it comes from."""
 
     predictor: Predictor
@@ -41,15 +41,15 @@ class Network(NamedTuple):
     dataset: xr.Dataset
 
 
-Networks = Mapping[str, Network | None]
+Networks = Mapping[str, Ordered | None]
 
 
-def load_ordered(store: Store, architecture: str, scale: str = "paper", network: str = "Pretrained") -> Network | None:
+def load_ordered(store: Store, architecture: str, scale: str = "paper", network: str = "Pretrained") -> Ordered | None:
     """Return a base network ("Pretrained" or "Untrained") with its states' order, as claim G15 has it, or None."""
     cell = Cell(PRETRAINING, architecture, network, scale)
     if (found := load_network(cell, store)) is None:
         return None
-    return Network(*found, ordering(*found, jax.random.key(0)), load_cell(cell, store))
+    return Ordered(*found, ordering(*found, jax.random.key(0)), load_cell(cell, store))
 
 
 def load_both(store: Store, scale: str = "paper") -> Networks:
@@ -57,7 +57,7 @@ def load_both(store: Store, scale: str = "paper") -> Networks:
     return {name: load_ordered(store, name, scale) for name in TITLES}
 
 
-def paths(network: Network, prefixes: list[Prefix], experiment: CoinExperiment) -> Float[np.ndarray, "B rows S"]:
+def paths(network: Ordered, prefixes: list[Prefix], experiment: CoinExperiment) -> Float[np.ndarray, "B rows S"]:
     """Return states of 20 sequences of an experiment's target, read after these prefixes in turn, prefixes included."""
     tokens = np.asarray(experiment.target.sample(jax.random.key(1), SEQUENCES, STEPS)[0])
     return states_after(network.predictor, network.params, prefixes, tokens, STEPS)
@@ -164,7 +164,8 @@ def path_lines(ax: Axes, points: Float[np.ndarray, "B rows 2"], prefix_length: i
 def _name_axes(axes: np.ndarray, below: np.ndarray, order: Ordering, title: str = "") -> None:
     """Say under the axes `below`, and left of the first, which component is drawn and its share of the variance."""
     share = order.components.variance / order.components.variance.sum()
-    across, up = (f"component {c + 1} ({share[c]:.0%} of variance)" for c in (order.heads, order.step))
+    each = (order.heads_component, order.step_component)
+    across, up = (f"component {c + 1} ({share[c]:.0%} of variance)" for c in each)
     for ax in axes:
         ax.set(xticks=[], yticks=[])
     for ax in below:

@@ -1,10 +1,8 @@
 """What a network carries from token to token: its internal states, and the few directions in which they vary most."""
 
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -14,10 +12,10 @@ from scipy.stats import spearmanr
 from bayesprompt.checks import UserError
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.experiment import Cell
-from bayesprompt.models.lstm import LSTM, gate_weights, lstm_step
-from bayesprompt.models.predictor import Network, Params, Predictor
+from bayesprompt.measures.components import Components, States, principal_components, project
+from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
-from bayesprompt.models.transformer import attend, sinusoids
+from bayesprompt.models.trace import inspect
 from bayesprompt.prompting.experiments import RANDOM_COINS, CoinExperiment
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS
@@ -27,20 +25,6 @@ from bayesprompt.tuning.tuners import PREFIX_METHODS
 SEQUENCES, STEPS, FIRST_STEP, HELD_OUT = 100, 50, 10, 400
 # Distances are measured in the components that hold this share of the variance: the last ones hold rounding errors.
 SHARE = 0.999
-
-States = Float[np.ndarray | Array, "*batch S"]
-
-
-class Trace(NamedTuple):
-    """A network read row by row: the start vector, L prefix rows, N - 1 tokens; row L + n - 1 (from 0) is step n.
-
-    states: (B, L + N, S) internal states (Section 4.1): the LSTM's cell state, or what the Transformer's attention
-        block adds to the residual stream; of several layers side by side, S = num_layers * width.
-    log_probs: (B, N, K) log pi(x_n = . | s_1:L, x_<n), nats, the same as `Predictor.apply` returns.
-    """
-
-    states: Float[Array, "B rows S"]
-    log_probs: Float[Array, "B N K"]
 
 
 class Visited(NamedTuple):
@@ -54,29 +38,18 @@ class Visited(NamedTuple):
     heads: Float[np.ndarray, "B N"]
 
 
-class Components(NamedTuple):
-    """Principal components: `mean` (S,), orthonormal `axes` (C, S), and the `variance` (C,) along each, falling.
-
-    An axis' largest entry in size is positive.
-    """
-
-    mean: Float[np.ndarray, " S"]
-    axes: Float[np.ndarray, "C S"]
-    variance: Float[np.ndarray, " C"]
-
-
 class Ordering(NamedTuple):
     """How the first two components of random-coin states go with the step n and with the share of heads (claim G15).
 
     visited: the states that span the space. components: theirs.
-    step, heads: which of the components (0 or 1) is paired with n, and which with the share of heads.
+    step_component, heads_component: which of them (0 or 1) is paired with n, and which with the share of heads.
     step_correlation, heads_correlation: Spearman's on held-out sequences from step 10 on, with their signs.
     """
 
     visited: Visited
     components: Components
-    step: int
-    heads: int
+    step_component: int
+    heads_component: int
     step_correlation: float
     heads_correlation: float
 
@@ -96,57 +69,13 @@ class Displacement(NamedTuple):
 
 def internal_states(
     predictor: Predictor, params: Params, tokens: Int[Array | np.ndarray, "B N"], prefix: Prefix = NO_PREFIX
-) -> Trace:
-    """Read start vector, prefix and tokens row by row (the last token predicts nothing, and is not read).
+) -> Float[np.ndarray, "B rows S"]:
+    """Return the internal states (Section 4.1) of each row: start vector, L prefix rows, N - 1 tokens.
 
-    Raises ValueError for a prefix given layer by layer.
+    Those of several layers lie side by side, S = num_layers * width. Row L + n - 1 (from 0) is step n.
     """
-    if prefix.layers is not None:
-        raise UserError("prefix = layers: rows of input or of embedding, which are read one after the other")
-    return _trace(predictor.architecture, params, prefix, jnp.asarray(tokens))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _trace(architecture: Any, params: Params, prefix: Prefix, tokens: Array) -> Trace:
-    return Network(architecture).apply({"params": params}, prefix, tokens, method=_read)
-
-
-def _read(network: Network, prefix: Prefix, tokens: Array) -> Trace:
-    """Run the network over explicit rows, the prompt's repeated for every sequence."""
-    num_tokens = network.architecture.num_tokens
-    rows = [network.embedding(jnp.zeros((1, num_tokens)))]
-    rows += [network.embedding(prefix.inputs)] if prefix.inputs is not None else []
-    rows += [prefix.embeddings] if prefix.embeddings is not None else []
-    prompt, data = jnp.concatenate(rows), network.embedding(jax.nn.one_hot(tokens[:, :-1], num_tokens))
-    x = jnp.concatenate([jnp.broadcast_to(prompt, (len(tokens), *prompt.shape)), data], axis=1)
-    read = _read_lstm if isinstance(network.architecture, LSTM) else _read_transformer
-    states, outputs = read(network.torso, x)
-    log_probs = jax.nn.log_softmax(network.unembedding(outputs[:, len(prompt) - 1 :]))
-    return Trace(jnp.concatenate(states, axis=-1), log_probs)
-
-
-def _read_lstm(torso, x):
-    def step(carry, gates, recurrent):
-        (cell, hidden), _ = lstm_step(carry, gates, recurrent)
-        return (cell, hidden), (cell, hidden)
-
-    states, x = [], x.swapaxes(0, 1)
-    for cell in torso.cells:
-        kernel, recurrent, bias = gate_weights(cell)
-        start = (jnp.zeros((x.shape[1], torso.architecture.hidden_dim)),) * 2
-        _, (state, x) = jax.lax.scan(functools.partial(step, recurrent=recurrent), start, x @ kernel + bias[None, None])
-        states.append(state.swapaxes(0, 1))
-    return states, x.swapaxes(0, 1)
-
-
-def _read_transformer(torso, x):
-    states, x = [], x + sinusoids(*x.shape[1:])[None]
-    for block in torso.blocks:
-        query, key, value = block.project(x)
-        attended = attend(query, key, value, (key[0, :0], value[0, :0]))
-        states.append(block.attention_output(attended))
-        x = block.finish(x, attended)
-    return states, x
+    layers = inspect(predictor, params, tokens, prefix).layers
+    return np.concatenate([np.asarray(layer.states) for layer in layers], axis=-1)
 
 
 def random_coin_states(
@@ -154,30 +83,11 @@ def random_coin_states(
 ) -> Visited:
     """Return the states that a network (of two tokens) visits on random coins, without a prefix."""
     tokens = np.asarray(RANDOM_COINS.sample(key, sequences, steps)[0])
-    states = np.asarray(internal_states(predictor, params, tokens).states, np.float64)
+    states = np.asarray(internal_states(predictor, params, tokens), np.float64)
     seen = np.broadcast_to(np.arange(steps), tokens.shape)
     heads = np.cumsum(tokens == 0, axis=1) - (tokens == 0)
     share = np.divide(heads, seen, out=np.full(tokens.shape, np.nan), where=seen > 0)
     return Visited(states, seen + 1, share)
-
-
-def principal_components(states: States) -> Components:
-    """Return all principal components of states (float64 SVD); raises ValueError for fewer than two states."""
-    states = np.asarray(states, np.float64)
-    rows = states.reshape(-1, states.shape[-1])
-    if len(rows) < 2:
-        raise UserError(f"states = array of shape {states.shape}: at least two states")
-    mean = rows.mean(axis=0)
-    _, singular, axes = np.linalg.svd(rows - mean, full_matrices=False)
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1, keepdims=True), axis=1)
-    return Components(mean, axes * np.sign(largest), singular**2 / len(rows))
-
-
-def project(components: Components, states: States, number: int = 2) -> Float[np.ndarray, "*batch number"]:
-    """Return the coordinates of states along the first `number` components; raises ValueError if there are fewer."""
-    if not 1 <= number <= len(components.axes):
-        raise UserError(f"number = {number}: must lie in 1..{len(components.axes)}")
-    return (np.asarray(states, np.float64) - components.mean) @ components.axes[:number].T
 
 
 def ordering(predictor: Predictor, params: Params, key: Array) -> Ordering:
@@ -199,7 +109,7 @@ def ordering(predictor: Predictor, params: Params, key: Array) -> Ordering:
 
 def plane(order: Ordering, states: States) -> Float[np.ndarray, "*batch 2"]:
     """Return where states lie in the plane of the first two components, turned: heads to the right, later steps up."""
-    scores = project(order.components, states)[..., [order.heads, order.step]]
+    scores = project(order.components, states)[..., [order.heads_component, order.step_component]]
     return scores * np.sign([order.heads_correlation, order.step_correlation])
 
 
@@ -247,14 +157,16 @@ def states_after(
 ) -> Float[np.ndarray, "B {rows} S"]:
     """Return the states of the first `rows` rows, prefix included: sequence i is read after prefix i modulo R.
 
-    Raises ValueError where the tokens do not reach that far.
+    Raises UserError where the tokens do not reach that far.
     """
     longest, parts = rows - min(prefix.length for prefix in prefixes), []
     if tokens.shape[1] < longest:
-        raise UserError(f"rows = {rows}: at most {rows - longest + tokens.shape[1]}, prefix and tokens together")
+        raise UserError(
+            f"rows = {rows}: must be at most {rows - longest + tokens.shape[1]}, prefix and tokens together"
+        )
     for r, prefix in enumerate(prefixes[: len(tokens)]):
         part = tokens[r :: len(prefixes), : rows - prefix.length]
-        parts.append(np.asarray(internal_states(predictor, params, part, prefix).states, np.float64))
+        parts.append(np.asarray(internal_states(predictor, params, part, prefix), np.float64))
     states = np.empty((len(tokens), *parts[0].shape[1:]))
     for r, part in enumerate(parts):
         states[r :: len(prefixes)] = part

@@ -125,7 +125,7 @@ def fit(
     between chunks. With `sources`, leaves of `source` have a leading axis: a source for each repetition.
     Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
     """
-    mesh = make_mesh(repetitions, config.batch, predictor.architecture.cores)
+    mesh = make_mesh(repetitions, config.batch, predictor.cores)
     run, start = compiled_loop(predictor, tuner, config, mesh, sources)
     side_by_side, everywhere = NamedSharding(mesh, SHARED_OUT), NamedSharding(mesh, WHOLE)
     indices = np.arange(padded(repetitions, mesh.shape["repetition"]))
@@ -178,7 +178,7 @@ def compiled_loop(
     optimizer = config.make_optimizer()
     chunk = max(d for d in range(1, config.max_chunk + 1) if config.steps % d == 0)
     share = config.batch // mesh.shape["batch"]
-    part = part_size(share, predictor.architecture.sequences_in_cache)
+    part = part_size(share, predictor.sequences_in_cache)
 
     def loss_and_grad(base, phi, tokens, masks):
         def prepare(phi):
@@ -241,7 +241,7 @@ def compiled_loop(
 
         own = source if sources else {}
         # One repetition after the other keeps a CPU's cache; a GPU, or weights that no cache holds, want all at once.
-        if jax.default_backend() == "cpu" and predictor.architecture.cores != "nothing":
+        if jax.default_backend() == "cpu" and predictor.cores != "nothing":
             return jax.lax.map(lambda x: one(*x), (own, carry, keys))
         return jax.vmap(one)(own, carry, keys)
 

@@ -145,7 +145,7 @@ def hard_search(predictor: Predictor, params: Params, prefix_length: int, tokens
     prefixes = all_hard_prefixes(prefix_length, predictor.architecture.num_tokens)
     mesh = make_mesh(len(prefixes), 1)
     filled = np.resize(prefixes, (padded(len(prefixes), mesh.shape["repetition"]), prefix_length))
-    parts = tokens.reshape(-1, part_size(len(tokens), predictor.architecture.sequences_in_cache), tokens.shape[1])
+    parts = tokens.reshape(-1, part_size(len(tokens), predictor.sequences_in_cache), tokens.shape[1])
     loss = gather(_score(predictor, mesh, jax.device_get(params), filled, np.asarray(parts)))[: len(prefixes)]
     return HardSearch(prefixes[int(np.argmin(loss))], loss)
 

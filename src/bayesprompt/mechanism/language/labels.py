@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.experiment import Cell, Run
-from bayesprompt.measures.identities import Errors, identity_errors
+from bayesprompt.measures.subspaces import Errors, identity_errors
 from bayesprompt.mechanism.language.reading import prefix_use, read_layers
 from bayesprompt.mechanism.language.tasks import Labelled, Texts, labelled
 from bayesprompt.models.gguf import LanguageModel, the_model

@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 
 from bayesprompt.measures.attention import Reading
 from bayesprompt.measures.subspaces import bias_directions, prefix_range
-from bayesprompt.models.llama import Llama, inspect
+from bayesprompt.models.llama import Llama, make_llama
 from bayesprompt.models.predictor import Params
 from bayesprompt.models.prefixes import Prefix
+from bayesprompt.models.trace import inspect
 
 
 class Use(NamedTuple):
@@ -21,9 +22,10 @@ class Use(NamedTuple):
 
 
 def read_layers(sizes: Llama, params: Params, tokens: Int[np.ndarray, "B N"], prefix: Prefix) -> list[Reading]:
-    """Return what each block's attention reads: leading axes (B, H)."""
-    whole = jax.device_get(inspect(sizes, params, tokens, prefix))
-    return [Reading(*(part[layer] for part in whole)) for layer in range(sizes.num_layers)]
+    """Return what each block's attention reads at every token: leading axes (B, H)."""
+    one_more = np.pad(tokens, ((0, 0), (0, 1)))  # the last token is not read
+    layers = inspect(make_llama(sizes, answer=1), params, one_more, prefix).layers
+    return [jax.device_get(layer.reading) for layer in layers]
 
 
 def prefix_use(readings: list[Reading], row: int) -> Use:

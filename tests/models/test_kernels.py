@@ -1,0 +1,45 @@
+"""Dropout by hashed bits against the same written out, and against what random masks do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bayesprompt.models.kernels import dropout, hashed_bits
+
+RATE = 0.1
+
+
+def hashed_by_hand(key, size):
+    """MurmurHash3's finaliser of start + step * index, an entry after the other, in Python's integers."""
+    step, start = (int(x) for x in jax.random.bits(key, (2,)))
+    found = []
+    for index in range(size):
+        h = (start + (step | 1) * index) % 2**32
+        h = (h ^ (h >> 16)) * 0x85EBCA6B % 2**32
+        h = (h ^ (h >> 13)) * 0xC2B2AE35 % 2**32
+        found.append(h ^ (h >> 16))
+    return found
+
+
+def test_values_and_gradients_are_those_of_the_mask_written_out():
+    key, x = jax.random.key(3), jnp.asarray(np.random.default_rng(0).normal(size=(7, 11, 5)), jnp.float32)
+    bits = np.array(hashed_by_hand(key, x.size), np.uint32).reshape(x.shape)
+    np.testing.assert_array_equal(hashed_bits(key, x.shape), bits)
+    mask = (bits >= RATE * 2**32) / (1 - RATE)
+    found, pull_back = jax.vjp(lambda x: dropout(key, x, RATE), x)
+    np.testing.assert_allclose(found, mask * x, rtol=1e-6)
+    np.testing.assert_allclose(pull_back(x)[0], mask * x, rtol=1e-6)
+    np.testing.assert_array_equal(dropout(key, x, 0.0), x)
+
+
+def test_masks_are_as_random_as_they_should_be():
+    """The share that is dropped, over keys and at each entry; neighbours, and masks of two keys, are uncorrelated."""
+    keys = jax.random.split(jax.random.key(0), 400)
+    dropped = np.asarray(jax.vmap(lambda key: dropout(key, jnp.ones(500), RATE))(keys)) == 0
+    error = np.sqrt(RATE * (1 - RATE))
+    assert abs(dropped.mean() - RATE) < 4 * error / np.sqrt(dropped.size)
+    for axis, size in ((0, 400), (1, 500)):
+        assert np.abs(dropped.mean(axis=axis) - RATE).max() < 5 * error / np.sqrt(size)
+    centred = dropped - RATE
+    for one, other in ((centred[:, :-1], centred[:, 1:]), (centred[:-1], centred[1:])):
+        assert abs((one * other).mean()) < 4 * error**2 / np.sqrt(one.size)
