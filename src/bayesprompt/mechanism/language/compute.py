@@ -111,7 +111,7 @@ def _labels(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset:
     model, data = the_model(), labelled(the_model())
     train = data.tokens[data.held_out == 0]
     predictor = make_llama(replace(model.sizes, sequences_in_cache=_SHORT), answer=1)
-    prefix, extra = _tuned(cell, store, predictor, Texts(train), progress, train.shape[1])
+    prefix, extra = _tuned(cell, store, predictor, Texts(train, model.sizes.num_tokens), progress, train.shape[1])
     log_probs = label_log_probs(model, data.tokens, data.labels, prefix)
     if prefix.length:
         extra |= _inside(model, data, prefix, jax.random.normal(stream(cell, "init"), prefix.layers.shape))

@@ -58,8 +58,8 @@ def commanded(cell: Cell, store: Store, progress: Callable | None) -> xr.Dataset
                 progress((done + step) / len(at.lengths), loss)
 
         phi, loss = fit(
-            model.predictor, tuner, model.params, Texts(rows[:, None]), settings, stream(cell, "tune"), len(rows),
-            checkpoint, advance, sources=True,
+            model.predictor, tuner, model.params, Texts(rows[:, None], model.sizes.num_tokens), settings,
+            stream(cell, "tune"), len(rows), checkpoint, advance, sources=True,
         )  # fmt: skip
         spoken = np.stack([command(model, Prefix(embeddings=jnp.asarray(p)), length) for p in phi])
         said.append(np.pad(spoken, ((0, 0), (0, max(LENGTHS) - length)), constant_values=-1))
