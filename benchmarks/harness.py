@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bayesprompt.devices import make_mesh, padded
+from bayesprompt.devices import make_mesh, padded, use_every_core
 from bayesprompt.models.predictor import Architecture, Transformer, make_predictor
 from bayesprompt.sources.coins import BetaCoins, Coin
 from bayesprompt.store import commit, device
@@ -56,6 +56,7 @@ def arguments(description: str, **choices: Any) -> argparse.Namespace:
     for name, default in choices.items():
         parser.add_argument(f"--{name}", default=default, nargs="+", type=type(default[0]))
     options = parser.parse_args()
+    use_every_core()
     if options.rounds < 1:
         parser.error(f"argument --rounds: {options.rounds}: must be >= 1")
     if options.thunnini is not None and not (options.thunnini / "src" / "predictor.py").exists():

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import bayesprompt
 from bayesprompt import catalog as claims_
 from bayesprompt.checks import UserError
-from bayesprompt.devices import keep_compiled
+from bayesprompt.devices import keep_compiled, use_every_core
 from bayesprompt.figures import PAPER_FIGURES, paper_figure
 from bayesprompt.lab.cells import (
     ALL,
@@ -185,6 +185,7 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; what a person can mend is one line and exit code 2, never a traceback."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    use_every_core()
     try:
         app()
     except (ValueError, ImportError) as error:  # ImportError: a package that only some experiments need

@@ -1,0 +1,1 @@
+"""Measures of what networks do: NumPy in, numbers out."""
