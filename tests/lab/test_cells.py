@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -42,10 +43,12 @@ from bayesprompt.prompting.compute import predict_all, run_cell, tabulate
 from bayesprompt.prompting.experiments import EXPERIMENTS, RANDOM_COINS, SCALES, SWEEPS, TWO_COINS
 from bayesprompt.sources.coins import Coin
 from bayesprompt.store import Store, digest, tree_hash
-from bayesprompt.tuning import fitting, tuners
+from bayesprompt.tuning import fitting
 from bayesprompt.tuning.fitting import compiled_loop
-from bayesprompt.tuning.tuners import METHODS, hard_search, make_tuner
+from bayesprompt.tuning.hard_search import hard_search
+from bayesprompt.tuning.tuners import METHODS, make_tuner
 
+search = import_module("bayesprompt.tuning.hard_search")  # the module, not the function of that name
 PRETRAINED = Cell("pretraining", "lstm", "Pretrained", "smoke")
 
 
@@ -57,10 +60,12 @@ def cell(method, architecture="lstm"):
 PREPARE = """
 import jax, reference
 jax.jit = reference.quick_jit
-from bayesprompt.tuning import fitting, tuners
+from importlib import import_module
+from bayesprompt.tuning import fitting
 from bayesprompt.prompting import compute as running
+search = import_module("bayesprompt.tuning.hard_search")
 fitting.FitConfig.max_chunk = 5
-for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
+for module, name, fixed in ((search, "_score", (0, 1)), (running, "_predict_parts", 0)):
     setattr(module, name, reference.quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
 """
 
@@ -70,7 +75,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", quick_jit)
         patch.setattr(fitting.FitConfig, "max_chunk", 5)
-        for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
+        for module, name, fixed in ((search, "_score", (0, 1)), (running, "_predict_parts", 0)):
             patch.setattr(module, name, quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
         compiled_loop.cache_clear()
         yield
@@ -219,7 +224,7 @@ def test_forgetting_is_the_excess_over_laplace_on_random_coins(store):
             "method = SoftPT: not part of experiment pretraining with architecture",
         ),
         ({"architecture": "bayes", "method": "NoTuning"}, "method = NoTuning: not part of .* architecture bayes"),
-        ({"architecture": "lstm", "method": "LoRAWT"}, "method = LoRAWT: needs architecture transformer"),
+        ({"architecture": "lstm", "method": "LoRAWT"}, "method = LoRAWT: must have architecture transformer"),
     ],
 )
 def test_what_is_no_cell(options, message):

@@ -1,6 +1,7 @@
 """Prefixes read by other networks: the numbers of a stored cell at home, and those of a plain network everywhere."""
 
 import re
+from importlib import import_module
 
 import jax
 import numpy as np
@@ -23,7 +24,6 @@ from bayesprompt.prompting import compute as running
 from bayesprompt.prompting.compute import run_cell
 from bayesprompt.prompting.transfer import transfer_regret
 from bayesprompt.store import Store, tree_hash
-from bayesprompt.tuning import tuners
 
 
 def cell(method, seed, architecture="lstm"):
@@ -45,7 +45,8 @@ def store(tmp_path_factory):
     draw = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", quick_jit)
-        for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
+        search = import_module("bayesprompt.tuning.hard_search")  # the module, not the function of that name
+        for module, name, fixed in ((search, "_score", (0, 1)), (running, "_predict_parts", 0)):
             patch.setattr(module, name, quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
         for architecture in ("lstm", "transformer"):
             for seed in (0, 1):

@@ -35,7 +35,8 @@ from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_c
 from bayesprompt.prompting.experiments import EXPERIMENTS, RANDOM_COINS, SCALES
 from bayesprompt.store import Store, tree_hash
 from bayesprompt.tuning.fitting import fit
-from bayesprompt.tuning.tuners import PREFIX_METHODS, hard_search, make_tuner
+from bayesprompt.tuning.hard_search import hard_search
+from bayesprompt.tuning.tuners import PREFIX_METHODS, make_tuner
 
 # Predictions are tabulated by step and heads up to this step: the posterior a network seems to hold (see `tabulate`).
 TABULATED_STEPS = 50

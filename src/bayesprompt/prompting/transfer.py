@@ -8,11 +8,11 @@ import xarray as xr
 from bayesprompt.checks import UserError, check_integer
 from bayesprompt.lab.cells import Cell, evaluation_data, load_cell, load_network
 from bayesprompt.measures.regret import cumulative_regret
-from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.prefixes import NO_PREFIX
 from bayesprompt.prompting.compute import predict_all
 from bayesprompt.prompting.experiments import EXPERIMENTS
 from bayesprompt.store import Store
-from bayesprompt.tuning.tuners import PREFIX_METHODS
+from bayesprompt.tuning.tuners import PREFIX_METHODS, prefix_from_rows
 
 
 def transfer_regret(
@@ -47,8 +47,7 @@ def transfer_regret(
     def regret(network, prefix):
         return cumulative_regret(predict_all(*network, prefix, tokens), tokens, oracle).mean[-1]
 
-    field = "embeddings" if method == "SoftPT" else "inputs"
-    prefixes = [[Prefix(**{field: rows}) for rows in dataset.prefix.values] for dataset in tuned]
+    prefixes = [[prefix_from_rows(method, rows) for rows in dataset.prefix.values] for dataset in tuned]
     table = [[[regret(network, prefix) for prefix in home] for home in prefixes] for network in networks]
     return xr.Dataset(
         {

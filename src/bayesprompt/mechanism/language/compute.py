@@ -33,7 +33,7 @@ from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.sources.coins import BetaCoins, Coin
 from bayesprompt.store import Store
 from bayesprompt.tuning.fitting import fit
-from bayesprompt.tuning.tuners import make_tuner
+from bayesprompt.tuning.tuners import make_tuner, prefix_from_rows
 
 COINS = {"random coins": BetaCoins(), "bias 0.2": Coin(0.2)}
 _SHORT = 16  # sequences at a time where they are short, or few of their tokens predicted
@@ -60,8 +60,7 @@ def load_prefix(cell: Cell, store: Store) -> Prefix | None:
     dataset = load_cell(cell, store)
     if dataset is None or "prefix" not in dataset:
         return None
-    rows = jnp.asarray(dataset.prefix.values)
-    return Prefix(layers=rows) if cell.method == "PrefixTuning" else Prefix(embeddings=rows)
+    return prefix_from_rows(cell.method, dataset.prefix.values)
 
 
 def _flips(dataset: xr.Dataset, coins: str) -> tuple[Int[np.ndarray, "B n"], Float[np.ndarray, "B n"]]:
