@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import bayesprompt
 from bayesprompt import store as stores
 from bayesprompt.store import (
+    OtherRunError,
     RefusedFileError,
     Store,
     array_name,
@@ -266,6 +267,31 @@ def test_arrays_without_a_checksum_are_judged_by_their_shapes(tmp_path):
     """As other tools write them."""
     stores.safetensors.numpy.save_file({"phi": np.ones(2, np.float32)}, tmp_path / "a")
     np.testing.assert_array_equal(load_arrays(tmp_path / "a", {"phi": jnp.zeros(2)})["phi"], 1)
+
+
+RECORD = {"source": "a" * 64, "key": "b" * 64}
+
+
+def test_arrays_know_the_run_that_they_belong_to(tmp_path):
+    path = tmp_path / "a"
+    save_arrays(path, TREE, RECORD)
+    for asked in (RECORD, None):
+        assert tree_hash(load_arrays(path, TREE, asked)) == tree_hash(TREE)
+    message = f"{path} = of another run (differs in key): must be of this one; it is kept"
+    with pytest.raises(OtherRunError, match=f"^{re.escape(message)}$"):
+        load_arrays(path, TREE, RECORD | {"key": "c" * 64})
+    save_arrays(path, TREE)
+    with pytest.raises(RefusedFileError, match="= without a record of its run: not used; it is kept$"):
+        load_arrays(path, TREE, RECORD)
+
+
+def test_an_altered_record_is_damage_and_no_other_run(tmp_path):
+    path = tmp_path / "a"
+    save_arrays(path, TREE, RECORD)
+    path.write_bytes(path.read_bytes().replace(b"b" * 64, b"c" * 64))
+    with pytest.raises(RefusedFileError, match="= altered: ") as error:
+        load_arrays(path, TREE, RECORD | {"key": "c" * 64})
+    assert not isinstance(error.value, OtherRunError)
 
 
 def test_a_cells_arrays_replace_the_same_and_set_others_aside(store):

@@ -31,6 +31,10 @@ class RefusedFileError(UserError):
     """A results file is truncated, altered, foreign or of another configuration."""
 
 
+class OtherRunError(RefusedFileError):
+    """A file is intact, and of another run."""
+
+
 def cache_folder() -> Path:
     """Return the folder of the user's own results: $BAYESPROMPT_CACHE, else the platform's cache folder."""
     return Path(os.environ.get("BAYESPROMPT_CACHE") or platformdirs.user_cache_dir("bayesprompt"))
@@ -130,18 +134,22 @@ def read_dataset(path: Path, config: dict[str, Any] | None = None) -> xr.Dataset
     return dataset
 
 
-def save_arrays(path: Path, tree: Any) -> None:
-    """Write a tree of arrays as safetensors in one move, each under its path in the tree, with a checksum."""
+def save_arrays(path: Path, tree: Any, record: dict[str, str] | None = None) -> None:
+    """Write a tree of arrays as safetensors in one move, each under its path in the tree, with a checksum.
+
+    The `record` says which run they belong to.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     arrays = {array_name(p): np.asarray(x, order="C") for p, x in leaves}
-    kept = {"checksum": tree_hash(arrays)}
+    kept = {"checksum": _seal(arrays, record or {}), **(record or {})}
     write_atomically(path, lambda temporary: safetensors.numpy.save_file(arrays, temporary, kept))
 
 
-def load_arrays(path: Path, like: Any) -> Any:
+def load_arrays(path: Path, like: Any, record: dict[str, str] | None = None) -> Any:
     """Read arrays into a tree shaped like `like` (a size of -1: any).
 
-    Raises FileNotFoundError, or RefusedFileError for a damaged file or other names, types or sizes.
+    Raises FileNotFoundError, RefusedFileError for a damaged file or other names, types or sizes, and, where a `record`
+    is asked for, OtherRunError for a file that holds another one.
     """
     if not path.exists():
         raise FileNotFoundError(path)
@@ -150,8 +158,14 @@ def load_arrays(path: Path, like: Any) -> Any:
             kept, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:
         raise RefusedFileError(f"{path} = unreadable ({type(error).__name__}): not used; it is kept") from None
-    if kept.get("checksum", tree_hash(arrays)) != tree_hash(arrays):
+    held = {key: value for key, value in kept.items() if key != "checksum"}
+    if kept.get("checksum", _seal(arrays, held)) != _seal(arrays, held):
         raise RefusedFileError(f"{path} = altered: its contents do not match its checksum; not used; it is kept")
+    if record is not None and not held:
+        raise RefusedFileError(f"{path} = without a record of its run: not used; it is kept")
+    if record is not None and held != record:
+        differing = ", ".join(key for key in record if held.get(key) != record[key])
+        raise OtherRunError(f"{path} = of another run (differs in {differing}): must be of this one; it is kept")
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [array_name(p) for p, _ in leaves]
     fits = set(names) == set(arrays) and all(
@@ -163,6 +177,11 @@ def load_arrays(path: Path, like: Any) -> Any:
     if not fits:
         raise RefusedFileError(f"{path} = other arrays than expected: not used; it is kept")
     return jax.tree.unflatten(structure, [arrays[n] for n in names])
+
+
+def _seal(arrays: dict[str, np.ndarray], record: dict[str, str]) -> str:
+    """Return the checksum of arrays, with that of the record where there is one."""
+    return tree_hash(arrays) if not record else digest({"arrays": tree_hash(arrays), **record})
 
 
 def array_name(path: tuple) -> str:
