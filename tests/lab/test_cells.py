@@ -187,8 +187,22 @@ def test_a_finite_sample_is_what_tuning_reads():
     kept = {tuple(row) for row in np.asarray(source.sample(jax.random.key(1), 256, 30)[0])}
     again = {tuple(row) for row in np.asarray(source.sample(jax.random.key(2), 256, 30)[0])}
     assert len(kept) == 16 and kept == again
-    assert cell_config(few)["tuning_sequences"] == 16 and "tuning_sequences" not in cell_config(cell("SoftPT"))
+    assert cell_config(few)["tuning_sequences"] == 16 and cell_config(few)["sample"] == "own stream"
+    assert not {"tuning_sequences", "sample"} & cell_config(cell("SoftPT")).keys()
     assert tuning_source(cell("SoftPT")) == EXPERIMENTS["single-coin"].target
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
+def test_a_finite_sample_is_drawn_from_a_stream_of_its_own(seed):
+    """A source splits its key: split off the seed's own, both keys would be those of other streams."""
+    few = Cell("single-coin-sequences-16", "lstm", "SoftPT", "smoke", seed)
+    source = jax.tree.map(jax.numpy.asarray, tuning_source(few))  # as `fit` reads it
+    drawn = {tuple(row) for row in np.asarray(source.sample(jax.random.key(1), 256, 30)[0])}
+    own = stream(few, "sample")
+    assert drawn == {tuple(row) for row in np.asarray(EXPERIMENTS[few.experiment].target.sample(own, 16, 30)[0])}
+    others = {jax.random.key_data(stream(few, use)).tobytes() for use in cells_._STREAMS}
+    assert not others & {jax.random.key_data(key).tobytes() for key in jax.random.split(own)}
+    assert others & {jax.random.key_data(key).tobytes() for key in jax.random.split(jax.random.key(seed))}
 
 
 @pytest.mark.parametrize("experiment", ["two-coins", "alternating", "single-coin-sequences-16"])
@@ -275,7 +289,7 @@ def test_every_method_is_evaluated_on_the_same_sequences():
     for other in (cell("PreBayes", "bayes"), cell("FullWT", "transformer")):
         np.testing.assert_array_equal(evaluation_data(other)[0], tokens)
     assert (evaluation_data(cell("SoftPT")._replace(seed=1))[0] != tokens).any()
-    assert len({jax.random.key_data(stream(cell("SoftPT"), use)).tobytes() for use in cells_._STREAMS}) == 5
+    assert len({jax.random.key_data(stream(cell("SoftPT"), use)).tobytes() for use in cells_._STREAMS}) == 6
 
 
 def test_a_network_cell_holds_a_network_and_its_distance_from_laplace(store):

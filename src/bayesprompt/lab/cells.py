@@ -23,7 +23,7 @@ from bayesprompt.prompting.experiments import (
     SWEPT,
     Sample,
 )
-from bayesprompt.sources.coins import Source
+from bayesprompt.sources import Sampler
 from bayesprompt.store import (
     LOG,
     RefusedFileError,
@@ -139,7 +139,7 @@ def repetitions_of(cell: Cell) -> int:
 
 
 # What a seed is used for; each use draws from its own stream.
-_STREAMS = ("init", "pretrain", "tune", "search", "evaluate")
+_STREAMS = ("init", "pretrain", "tune", "search", "evaluate", "sample")
 
 
 def stream(cell: Cell, use: str) -> jax.Array:
@@ -154,12 +154,12 @@ def evaluation_data(cell: Cell) -> tuple[np.ndarray, np.ndarray | None]:
     return jax.device_get(data)
 
 
-def tuning_source(cell: Cell) -> Source | Sample:
+def tuning_source(cell: Cell) -> Sampler:
     """Return what the cell is tuned on: its target, or K sequences of it that were drawn once (Eq. 7)."""
     spec = EXPERIMENTS[cell.experiment]
     if spec.tuning_sequences is None:
         return spec.target
-    return Sample(spec.target, cell.seed, spec.tuning_sequences)
+    return Sample(spec.target, jax.random.key_data(stream(cell, "sample")), spec.tuning_sequences)
 
 
 def search_data(cell: Cell) -> jax.Array:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
 from bayesprompt.models.predictor import LSTM, Architecture, Transformer
 from bayesprompt.models.prefixes import MAX_HARD_PREFIXES
-from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture, Markov, Source, to_config
+from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Markov, Sampler, Source
+from bayesprompt.sources.coins import to_config
 from bayesprompt.tuning.fitting import FitConfig
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
@@ -44,20 +45,21 @@ SCALES = {
 }
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "seed"], meta_fields=["size"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "key"], meta_fields=["size"])
 @dataclass(frozen=True)
 class Sample:
-    """`size` sequences of a source, drawn once from `seed`: each batch is drawn from these, with replacement."""
+    """`size` sequences of a source, drawn once from `key` (its data); batches are drawn of these, with replacement."""
 
-    source: Source
-    seed: Int[np.ndarray | Array, ""] | int
+    source: Sampler
+    key: UInt[np.ndarray | Array, "*shape"]
     size: int
+    num_tokens = property(lambda self: self.source.num_tokens)
 
     def sample(
         self, key: PRNGKeyArray, batch: int, length: int
     ) -> tuple[Int[Array, "{batch} {length}"], Float[Array, "{batch} K"] | None]:
         """Draw `batch` of the kept sequences, and the latent of each."""
-        kept = self.source.sample(jax.random.key(self.seed), self.size, length)
+        kept = self.source.sample(jax.random.wrap_key_data(self.key), self.size, length)
         chosen = jax.random.randint(key, (batch,), 0, self.size)
         return jax.tree.map(lambda x: x[chosen], kept)
 
@@ -124,7 +126,7 @@ class Experiment:
         if method in METHODS and method != "HardPT":
             config["fit"] = asdict(at.tuning)
             if self.tuning_sequences is not None:
-                config["tuning_sequences"] = self.tuning_sequences
+                config |= {"tuning_sequences": self.tuning_sequences, "sample": "own stream"}
         if method in ("HardPT", "PreBayesPT"):
             config["search"] = {"sequences": at.sequences, "length": at.tuning.length}
         return config | {"repetitions": self.repetitions_of(method, scale)}
