@@ -15,13 +15,14 @@ import json, sys, time
 began = time.perf_counter()
 import jax
 from bayesprompt.models import predictor as predictors
-from bayesprompt.devices import keep_compiled
+from bayesprompt.devices import keep_compiled, use_every_core
 from bayesprompt.tuning.fitting import FitConfig, fit
 from bayesprompt.sources.coins import Coin
 from bayesprompt.tuning.tuners import make_tuner
 from pathlib import Path
 imported = time.perf_counter()
 keep_compiled(Path(sys.argv[1]))
+use_every_core()
 architecture = getattr(predictors, sys.argv[2])()
 predictor, tuner = predictors.make_predictor(architecture), make_tuner(sys.argv[3], architecture)
 base = jax.jit(predictor.init)(jax.random.key(0))

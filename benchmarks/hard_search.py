@@ -10,7 +10,7 @@ from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
 from bayesprompt.models.prefixes import all_hard_prefixes
 from bayesprompt.sources.coins import Coin
 from bayesprompt.tuning.fitting import step_flops
-from bayesprompt.tuning.tuners import hard_search
+from bayesprompt.tuning.hard_search import hard_search
 
 LENGTH, PREFIX_LENGTH = 50, 6
 

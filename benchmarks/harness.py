@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bayesprompt.devices import make_mesh, padded
+from bayesprompt.devices import make_mesh, padded, use_every_core
 from bayesprompt.models.predictor import Architecture, Transformer, make_predictor
 from bayesprompt.provenance import commit, device
 from bayesprompt.sources.coins import BetaCoins, Coin
 from bayesprompt.tuning.fitting import FitConfig, compiled_loop, step_flops
-from bayesprompt.tuning.tuners import PREFIXES, make_tuner
+from bayesprompt.tuning.tuners import PREFIX_METHODS, make_tuner
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAVED = REPOSITORY / "src" / "bayesprompt" / "results" / "benchmarks.json"
@@ -56,6 +56,7 @@ def arguments(description: str, **choices: Any) -> argparse.Namespace:
     for name, default in choices.items():
         parser.add_argument(f"--{name}", default=default, nargs="+", type=type(default[0]))
     options = parser.parse_args()
+    use_every_core()
     if options.rounds < 1:
         parser.error(f"argument --rounds: {options.rounds}: must be >= 1")
     if options.thunnini is not None and not (options.thunnini / "src" / "predictor.py").exists():
@@ -130,7 +131,7 @@ def public_step(path: Path, architecture: Architecture, method: str, config: Fit
     params = predictor.init(jax.random.key(0), tokens)
     tuned, prefix_type = THUNNINI_METHODS[method]
     prefix = None
-    if method in PREFIXES:
+    if method in PREFIX_METHODS:
         prefix = jax.random.uniform(jax.random.key(1), (6, architecture.embed_dim if method == "SoftPT" else 2))
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(config.learning_rate))
     gradient = lib.functions.make_grad_fn(predictor=predictor, tuning_method=tuned)
@@ -193,7 +194,7 @@ def compare_steps(
     if options.thunnini is not None:
         calls.append(public_steps(options.thunnini, architecture, method, config))
     seconds = [time / config.steps for time in paired(options.rounds, *calls)]
-    learned = method not in (*PREFIXES, "UnembedWT", "EmbedWT")
+    learned = method not in (*PREFIX_METHODS, "UnembedWT", "EmbedWT")
     flops = repetitions * step_flops(architecture, config.batch, config.length, learned)
     row = {
         "case": f"{type(architecture).__name__} {method}", "batch": config.batch, "length": config.length,

@@ -11,6 +11,13 @@ settings.register_profile("bayesprompt", max_examples=20, deadline=None, derando
 settings.load_profile("bayesprompt")
 
 
+def pytest_sessionstart():
+    """Give the tests every core as a device, once pyproject's shape checks are in place and before JAX starts."""
+    from bayesprompt.devices import use_every_core
+
+    use_every_core()
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """Keep every test away from the user's own results."""

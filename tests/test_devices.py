@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file
 
-from bayesprompt.devices import grid, keep_compiled, make_mesh, padded, part_size
+from bayesprompt.devices import allowed_cores, grid, keep_compiled, make_mesh, padded, part_size
 
 # 20 steps of three repetitions, as each process of a run does them; the first process keeps the numbers.
 FIT = """
@@ -24,7 +24,7 @@ if int(processes) > 1:
 from bayesprompt.models import predictor as predictors
 from bayesprompt.tuning.fitting import FitConfig, fit
 from bayesprompt.sources.coins import Coin
-from bayesprompt.store import save_arrays
+from bayesprompt.files import save_arrays
 from bayesprompt.tuning.tuners import make_tuner
 sizes = predictors.LSTM(2, 16, 16) if architecture == "LSTM" else predictors.Transformer(2, 16, 4, 1, 32)
 predictor = predictors.make_predictor(sizes)
@@ -89,28 +89,117 @@ def test_what_does_not_divide_is_filled_up():
 
 
 def test_parts_are_for_caches(monkeypatch):
-    assert (part_size(256, 64), part_size(80, 64), part_size(48, 64)) == (64, 16, 16)
+    assert [part_size(batch, 64) for batch in (256, 2048, 80, 48, 1)] == [64, 64, 40, 48, 1]
+    assert [part_size(batch, 64) for batch in (100, 255)] == [50, 51], "near what the cache holds, and a divisor"
+    assert part_size(128, 256) == 128
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert part_size(256, 64) == 256
 
 
+def devices_after(code, **settings):
+    """Return the number of devices in a fresh process, whose user chose nothing but `settings`."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    command = [sys.executable, "-c", code + "; import jax; print(len(jax.devices()))"]
+    done = subprocess.run(command, env=clean | settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+SPREAD = "from bayesprompt.devices import use_every_core; use_every_core()"
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({}, "cores"), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4)],
+    [({}, None), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4)],
 )
 def test_every_core_is_a_device_unless_someone_chose(settings, expected):
-    code = "import bayesprompt, jax; print(len(jax.devices()))"
-    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
-    done = subprocess.run([sys.executable, "-c", code], env=clean | settings, capture_output=True, text=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert int(done.stdout) == (cores if expected == "cores" else expected), done.stderr
+    assert devices_after(SPREAD, **settings) == (expected or allowed_cores())
 
 
 def test_a_jax_that_has_started_is_left_as_it_is():
-    code = "import jax; jax.devices(); import bayesprompt; print(len(jax.devices()))"
-    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
-    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True)
-    assert done.stdout.strip() == "1", done.stderr
+    assert devices_after("import jax; jax.devices(); " + SPREAD) == 1
+
+
+def test_importing_changes_nothing_outside_the_package():
+    assert devices_after("import bayesprompt.cli, bayesprompt.tuning, bayesprompt.lab.plotting") == 1
+
+
+@pytest.mark.parametrize(
+    "start", ["from bayesprompt.lab import chapter; chapter.start()", "from bayesprompt import cli"]
+)
+def test_chapters_and_the_command_line_ask_for_every_core(start):
+    if "cli" in start:
+        start += "; cli.app = lambda: None; cli.main()"
+    assert devices_after(start) == allowed_cores()
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine of 64 cores whose files say what control groups this process is in, and what they allow."""
+
+    def write(files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return tmp_path
+
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 64, raising=False)
+    return write
+
+
+V1, V2 = "4:cpu,cpuacct:/docker/a\n3:memory:/docker/a\n0::/\n", "0::/kubepods/pod/a\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 64),
+        ({"proc/self/cgroup": V2}, 64),
+        ({"proc/self/cgroup": V2, "sys/fs/cgroup/kubepods/pod/a/cpu.max": "max 100000\n"}, 64),
+        ({"proc/self/cgroup": V2, "sys/fs/cgroup/kubepods/pod/a/cpu.max": "200000 100000\n"}, 2),
+        (
+            {"proc/self/cgroup": V2, "sys/fs/cgroup/kubepods/pod/cpu.max": "250000 100000\n"},
+            2,
+        ),  # of the group around it
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),  # as a container sees itself
+        ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 64),
+        (
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/docker/a/cpu.cfs_quota_us": "300000\n",
+                "sys/fs/cgroup/cpu/docker/a/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (  # the path is the host's, and the container's own group is mounted
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        (
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            64,
+        ),
+    ],
+)
+def test_a_containers_quota_is_kept(machine, files, cores):
+    assert allowed_cores(machine(files)) == cores
+
+
+def test_without_a_quota_it_is_the_cores_that_the_process_may_run_on(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    assert allowed_cores(tmp_path) == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)  # not known
+    assert allowed_cores(tmp_path) == 1
 
 
 def test_compiled_programs_are_kept_where_the_user_says(tmp_path):

@@ -8,9 +8,11 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,18 +20,18 @@ from hypothesis import strategies as st
 import bayesprompt
 from bayesprompt import store as stores
 from bayesprompt.checks import UserError
-from bayesprompt.store import (
+from bayesprompt.files import (
+    OtherRunError,
     RefusedFileError,
-    Store,
     array_name,
     canonical,
     digest,
     load_arrays,
-    read_dataset,
     save_arrays,
     tree_hash,
     write_atomically,
 )
+from bayesprompt.store import Store, read_dataset
 
 CONFIG = {"experiment": "tests", "sizes": {"width": 16}, "seed": 0}
 DATASET = xr.Dataset(
@@ -270,8 +272,33 @@ def test_missing_arrays_are_missing(tmp_path):
 
 def test_arrays_without_a_checksum_are_judged_by_their_shapes(tmp_path):
     """As other tools write them."""
-    stores.safetensors.numpy.save_file({"phi": np.ones(2, np.float32)}, tmp_path / "a")
+    safetensors.numpy.save_file({"phi": np.ones(2, np.float32)}, tmp_path / "a")
     np.testing.assert_array_equal(load_arrays(tmp_path / "a", {"phi": jnp.zeros(2)})["phi"], 1)
+
+
+RECORD = {"source": "a" * 64, "key": "b" * 64}
+
+
+def test_arrays_know_the_run_that_they_belong_to(tmp_path):
+    path = tmp_path / "a"
+    save_arrays(path, TREE, RECORD)
+    for asked in (RECORD, None):
+        assert tree_hash(load_arrays(path, TREE, asked)) == tree_hash(TREE)
+    message = f"{path} = of another run (differs in key): must be of this one; it is kept"
+    with pytest.raises(OtherRunError, match=f"^{re.escape(message)}$"):
+        load_arrays(path, TREE, RECORD | {"key": "c" * 64})
+    save_arrays(path, TREE)
+    with pytest.raises(RefusedFileError, match="= without a record of its run: not used; it is kept$"):
+        load_arrays(path, TREE, RECORD)
+
+
+def test_an_altered_record_is_damage_and_no_other_run(tmp_path):
+    path = tmp_path / "a"
+    save_arrays(path, TREE, RECORD)
+    path.write_bytes(path.read_bytes().replace(b"b" * 64, b"c" * 64))
+    with pytest.raises(RefusedFileError, match="= altered: ") as error:
+        load_arrays(path, TREE, RECORD | {"key": "c" * 64})
+    assert not isinstance(error.value, OtherRunError)
 
 
 def test_a_cells_arrays_replace_the_same_and_set_others_aside(store):
@@ -286,7 +313,7 @@ def test_a_cells_arrays_replace_the_same_and_set_others_aside(store):
 
 
 def test_names_of_arrays_read_like_paths():
-    paths = [path for path, _ in stores.jax.tree_util.tree_flatten_with_path(TREE)[0]]
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(TREE)[0]]
     assert [array_name(path) for path in paths] == ["steps.0", "steps.1", "torso.cell_0.kernel"]
 
 

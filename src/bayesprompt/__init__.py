@@ -1,7 +1,3 @@
 """Prompting is conditioning a Bayesian predictor: the package behind the book."""
 
-from bayesprompt.devices import use_every_core
-
 __version__ = "0.1.0"
-
-use_every_core()

@@ -12,6 +12,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from bayesprompt.checks import UserError, check_integer
+from bayesprompt.files import write_atomically
 from bayesprompt.lab import judging
 from bayesprompt.lab.cells import load_cell, load_methods
 from bayesprompt.lab.experiment import ARCHITECTURES, NETWORKS, SCALES, SWEPT, Cell, Experiment
@@ -27,7 +28,7 @@ from bayesprompt.prompting import claims as prompting_claims
 from bayesprompt.prompting import figures as prompting_figures
 from bayesprompt.prompting.experiments import BAYES_METHODS, NETWORK_METHODS, SWEEPS
 from bayesprompt.prompting.experiments import EXPERIMENTS as COIN_EXPERIMENTS
-from bayesprompt.store import SHIPPED, Store, write_atomically
+from bayesprompt.store import SHIPPED, Store
 from bayesprompt.theory import claims as theory_claims
 from bayesprompt.tuning.tuners import make_tuner
 

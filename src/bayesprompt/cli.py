@@ -19,6 +19,7 @@ from bayesprompt import catalog
 from bayesprompt.catalog import CHOICES, CLAIMS, FIGURES, cell_named, cells, choose
 from bayesprompt.checks import UserError
 from bayesprompt.devices import keep_compiled, use_every_core
+from bayesprompt.files import make_folder
 from bayesprompt.lab import plan
 from bayesprompt.lab.cells import load_cell, problem_with
 from bayesprompt.lab.exchange import export as export_results
@@ -27,7 +28,7 @@ from bayesprompt.lab.experiment import SCALES, Cell
 from bayesprompt.lab.run import run_cell
 from bayesprompt.lab.stop import Stop, Stopped
 from bayesprompt.provenance import device
-from bayesprompt.store import Store, make_folder
+from bayesprompt.store import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -1,7 +1,7 @@
 """How work is spread: over accelerators, also of several hosts (`jax.distributed`), or over the cores of a CPU."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +10,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
-# What each core of a CPU has for itself: repetitions, and shares of a batch where cores are left; repetitions only, if
-# the gradients of large weights cost more to add up than shares save; or nothing, if weights fill the memory. All
-# else the cores compute together.
+# What is spread over the cores of a CPU. "batch": the repetitions, and shares of each batch where cores are left.
+# "repetitions": these alone, where the gradients of large weights cost more to add up than shares of a batch save.
+# "nothing", where the weights fill the memory: the cores compute every product together.
 Cores = Literal["batch", "repetitions", "nothing"]
 
 # What every device has of an argument: a share of its first axis (repetitions), or all of it.
@@ -20,17 +20,53 @@ SHARED_OUT, WHOLE = PartitionSpec("repetition"), PartitionSpec()
 
 
 def use_every_core() -> None:
-    """Make each CPU core a device: work side by side uses the cores better than one computation can.
+    """Make each CPU core a device of JAX: work side by side uses the cores better than one computation can.
 
     This takes effect only where JAX has not started and nobody has chosen (JAX_NUM_CPU_DEVICES, XLA_FLAGS).
     """
     chosen = jax.config.jax_num_cpu_devices > 0 or "force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not chosen:
         try:
-            jax.config.update("jax_num_cpu_devices", cores)
+            jax.config.update("jax_num_cpu_devices", allowed_cores())
         except RuntimeError:  # JAX has started: its one device uses all cores as well as it can
             pass
+
+
+def allowed_cores(root: Path = Path("/")) -> int:
+    """Return how many whole cores this process may use: those it may run on, or a container's quota if that is less."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13, which may also be told a number
+        usable = os.process_cpu_count()
+    else:
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, int(min([usable or 1, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the cores that each control group of this process allows: its own, and those around it."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, group = line.split(":", 2)
+        version_1 = "cpu" in controllers.split(",")
+        if controllers and not version_1:
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if version_1 else "")
+        # In a container the group's path may be the host's: what is mounted here is then the container's own group.
+        for place in (mount / group.lstrip("/") / "x").parents:
+            if version_1:
+                words = _lines(place / "cpu.cfs_quota_us") + _lines(place / "cpu.cfs_period_us")
+            else:
+                words = " ".join(_lines(place / "cpu.max")).split()
+            if len(words) == 2 and words[0].isdigit():  # neither "max" nor -1
+                yield int(words[0]) / int(words[1])
+            if place == mount:
+                break
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file, or nothing where there is no such file."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def keep_compiled(folder: Path) -> None:
@@ -41,7 +77,7 @@ def keep_compiled(folder: Path) -> None:
 
 
 def make_mesh(repetitions: int, batch: int, cores: Cores = "batch") -> Mesh:
-    """Return all hosts' devices as a ("repetition", "batch") grid, some left out where that leaves none more work."""
+    """Return the devices of all hosts as a ("repetition", "batch") grid; fewer if that gives none of them more work."""
     devices = jax.devices()
     if jax.default_backend() == "cpu" and cores != "batch":
         batch, devices = 1, devices if cores == "repetitions" else devices[:1]
@@ -50,7 +86,7 @@ def make_mesh(repetitions: int, batch: int, cores: Cores = "batch") -> Mesh:
 
 
 def grid(devices: int, repetitions: int, batch: int) -> tuple[int, int]:
-    """Return over how many devices to spread repetitions and batch, so that each has the least work."""
+    """Return over how many devices to spread (repetitions, batch), so that each has the least work."""
     grids = [
         (rows, columns)
         for rows in range(1, min(devices, repetitions) + 1)
@@ -61,7 +97,7 @@ def grid(devices: int, repetitions: int, batch: int) -> tuple[int, int]:
 
 
 def padded(repetitions: int, rows: int) -> int:
-    """Return the next multiple: what does not divide evenly is filled up with further repetitions that nobody sees."""
+    """Return the next multiple of `rows`: repetitions that nobody sees fill up what does not divide evenly."""
     return -(-repetitions // rows) * rows
 
 
@@ -76,5 +112,7 @@ def gather(tree: Any) -> Any:
 
 
 def part_size(batch: int, in_cache: int) -> int:
-    """Return how many sequences to compute at a time: on a CPU as many as its cache holds, else the whole batch."""
-    return int(np.gcd(batch, in_cache)) if jax.default_backend() == "cpu" else batch
+    """Return how many sequences to compute at a time, a divisor of `batch`: all, but on a CPU what its cache holds."""
+    if jax.default_backend() != "cpu":
+        return batch
+    return max(size for size in range(1, min(batch, in_cache) + 1) if batch % size == 0)

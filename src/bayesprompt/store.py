@@ -1,32 +1,34 @@
-"""Results on disk: one labelled file a cell, written in one move, that says where it came from. Nothing is pickled."""
+"""Results on disk: one labelled file a cell, that says where it came from."""
 
 import contextlib
 import hashlib
 import json
-import logging
 import os
-import re
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
-import jax
 import numpy as np
 import platformdirs
-import safetensors.numpy
 import xarray as xr
 
-from bayesprompt.checks import UserError
+from bayesprompt.files import (
+    LOG,
+    RefusedFileError,
+    canonical,
+    check_there,
+    digest,
+    load_arrays,
+    make_folder,
+    save_arrays,
+    set_aside,
+    tree_hash,
+    write_atomically,
+)
 from bayesprompt.provenance import provenance
 
-LOG = logging.getLogger("bayesprompt")
 SHIPPED = Path(__file__).parent / "results"
-
-
-class RefusedFileError(UserError):
-    """A results file is truncated, altered, foreign or of another configuration."""
 
 
 def cache_folder() -> Path:
@@ -119,7 +121,7 @@ class Store:
 
 def read_dataset(path: Path, config: dict[str, Any] | None = None) -> xr.Dataset:
     """Read and check one results file; raises FileNotFoundError, or RefusedFileError that says why it is not used."""
-    _check_there(path)
+    check_there(path)
     try:
         with xr.open_dataset(path, engine="scipy", decode_timedelta=False) as file:
             dataset = file.load()
@@ -139,82 +141,6 @@ def read_dataset(path: Path, config: dict[str, Any] | None = None) -> xr.Dataset
     return dataset
 
 
-def save_arrays(path: Path, tree: Any) -> None:
-    """Write a tree of arrays as safetensors in one move, each under its path in the tree, with a checksum."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    arrays = {array_name(p): np.asarray(x, order="C") for p, x in leaves}
-    kept = {"checksum": tree_hash(arrays)}
-    write_atomically(path, lambda temporary: safetensors.numpy.save_file(arrays, temporary, kept))
-
-
-def load_arrays(path: Path, like: Any) -> Any:
-    """Read arrays into a tree shaped like `like` (a size of -1: any).
-
-    Raises FileNotFoundError, or RefusedFileError for a damaged file or other names, types or sizes.
-    """
-    arrays = read_arrays(path)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    names = [array_name(p) for p, _ in leaves]
-    fits = set(names) == set(arrays) and all(
-        x.dtype == like.dtype
-        and x.ndim == len(like.shape)
-        and all(a in (b, -1) or b == -1 for a, b in zip(like.shape, x.shape, strict=True))
-        for x, like in zip((arrays[n] for n in names), (leaf for _, leaf in leaves), strict=True)
-    )
-    if not fits:
-        raise RefusedFileError(f"{path} = other arrays than expected: not used; it is kept")
-    return jax.tree.unflatten(structure, [arrays[n] for n in names])
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read and check a file of arrays; raises FileNotFoundError, or RefusedFileError that says why it is not used."""
-    _check_there(path)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            kept, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:
-        raise RefusedFileError(f"{path} = unreadable ({type(error).__name__}): not used; it is kept") from None
-    if kept.get("checksum", tree_hash(arrays)) != tree_hash(arrays):
-        raise RefusedFileError(f"{path} = altered: its contents do not match its checksum; not used; it is kept")
-    return arrays
-
-
-def _check_there(path: Path) -> None:
-    """Raise FileNotFoundError for a file that is not there, RefusedFileError where one may not even look."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        raise
-    except NotADirectoryError:
-        raise FileNotFoundError(path) from None
-    except OSError as error:
-        raise RefusedFileError(f"{path} = unreadable ({error.strerror}): not used; it is kept") from None
-
-
-def array_name(path: tuple) -> str:
-    """Return a leaf's name from its path, e.g. torso.blocks_0.key.kernel."""
-    return re.sub(r"[\[\]'.]+", ".", jax.tree_util.keystr(path)).strip(".")
-
-
-def tree_hash(tree: Any) -> str:
-    """Return the SHA-256 of all names, shapes and values in a tree of arrays."""
-    total = hashlib.sha256()
-    for path, x in sorted((array_name(p), np.asarray(x)) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]):
-        total.update(f"{path} {x.dtype} {x.shape}".encode())
-        total.update(np.ascontiguousarray(x).tobytes())
-    return total.hexdigest()
-
-
-def canonical(config: dict[str, Any]) -> str:
-    """Return the one JSON text of a configuration."""
-    return json.dumps(config, sort_keys=True)
-
-
-def digest(config: dict[str, Any]) -> str:
-    """Return the SHA-256 of a configuration."""
-    return hashlib.sha256(canonical(config).encode()).hexdigest()
-
-
 def checksum(dataset: xr.Dataset) -> str:
     """Return the SHA-256 of a dataset's values and of every attribute but the checksum itself."""
     attributes = {k: v.item() if isinstance(v, np.generic) else v for k, v in dataset.attrs.items() if k != "checksum"}
@@ -225,44 +151,3 @@ def checksum(dataset: xr.Dataset) -> str:
         total.update(f"{name} {dataset[name].dims} {values.shape}".encode())
         total.update(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"))).tobytes())
     return total.hexdigest()
-
-
-def write_atomically(path: Path, write: Callable[[str], None]) -> None:
-    """Write through a temporary file in the same folder: a reader sees the whole file or none."""
-    make_folder(path.parent)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files start out private
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Return the permissions that this process withholds; they can only be read by setting them."""
-    os.umask(mask := os.umask(0))
-    return mask
-
-
-def set_aside(path: Path) -> None:
-    """Keep a file that may not be used under another name, if there is one."""
-    if path.exists():
-        path.replace(unused(path.with_name(path.name + ".refused")))
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder that can be written to; raises ValueError naming it otherwise."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder = {folder}: must be writable ({error.strerror})") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"folder = {folder}: must be writable (Permission denied)")
-
-
-def unused(path: Path) -> Path:
-    """Return `path`, or the first of path-1, path-2, ... that is free."""
-    candidates = [path, *(path.with_name(f"{path.name}-{i}") for i in range(1, 1000))]
-    return next(p for p in candidates if not p.exists())

@@ -20,6 +20,7 @@ from reference import quick_jit
 from bayesprompt import catalog
 from bayesprompt.catalog import EXPERIMENTS, cells
 from bayesprompt.devices import make_mesh
+from bayesprompt.files import digest, tree_hash
 from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.lab.experiment import STREAMS
 from bayesprompt.lab.run import run_cell
@@ -30,7 +31,7 @@ from bayesprompt.prompting import compute as running
 from bayesprompt.prompting.compute import SCALES, evaluation_data, predict_all, search_data, tabulate, tuning_source
 from bayesprompt.prompting.experiments import RANDOM_COINS, SWEEPS, TWO_COINS
 from bayesprompt.sources.coins import Coin
-from bayesprompt.store import Store, digest, tree_hash
+from bayesprompt.store import Store
 from bayesprompt.tuning import fitting, tuners
 from bayesprompt.tuning.fitting import compiled_loop
 from bayesprompt.tuning.tuners import METHODS, hard_search, make_tuner

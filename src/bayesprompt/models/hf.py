@@ -13,10 +13,10 @@ import numpy as np
 import safetensors
 
 from bayesprompt.checks import UserError
+from bayesprompt.files import RefusedFileError
 from bayesprompt.models.language_model import LanguageModel, Settings, Stored, in_one_line, read_params
 from bayesprompt.models.llama import make_llama
 from bayesprompt.models.llama_sizes import Llama
-from bayesprompt.store import RefusedFileError
 
 _NAMES = {
     "embedding": "model.embed_tokens.weight",

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from bayesprompt.checks import UserError
+from bayesprompt.files import RefusedFileError
 from bayesprompt.models.llama_sizes import Llama, shapes
 from bayesprompt.models.predictor import Params, Predictor
-from bayesprompt.store import RefusedFileError
 
 
 class LanguageModel(NamedTuple):

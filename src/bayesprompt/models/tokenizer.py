@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from bayesprompt.files import RefusedFileError
 from bayesprompt.models.language_model import Settings, in_one_line
-from bayesprompt.store import RefusedFileError
 
 
 class Form(NamedTuple):

@@ -14,9 +14,10 @@ from bayesprompt.lab.experiment import Cell, Result, Run
 from bayesprompt.measures.regret import cumulative_regret, excess_log_loss, log_loss
 from bayesprompt.models.predictor import predict_all
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, all_hard_prefixes, hard_prefix, prompt_compositions
-from bayesprompt.sources.coins import Exchangeable, Source
+from bayesprompt.sources import Exchangeable, Sampler, Source
 from bayesprompt.tuning.fitting import FitConfig, fit
-from bayesprompt.tuning.tuners import hard_search, make_tuner
+from bayesprompt.tuning.hard_search import hard_search
+from bayesprompt.tuning.tuners import make_tuner
 
 # Predictions are tabulated by step and heads up to this step: the posterior a network seems to hold (see `tabulate`).
 TABULATED_STEPS = 50
@@ -46,7 +47,7 @@ SCALES = {
 class Sample:
     """`size` sequences of a source, drawn once with a key: each batch is drawn from these, with replacement."""
 
-    source: Source
+    source: Sampler
     key_data: UInt32[np.ndarray | Array, "2"]
     size: int
 
@@ -70,7 +71,7 @@ def evaluation_data(cell: Cell) -> tuple[np.ndarray, np.ndarray | None]:
     return jax.device_get(cell.experiment.target.sample(cell.key("evaluate"), SCALES[cell.scale].sequences, length))
 
 
-def tuning_source(cell: Cell) -> Source | Sample:
+def tuning_source(cell: Cell) -> Sampler:
     """Return what the cell is tuned on: its target, or K sequences of it that were drawn once (Eq. 7)."""
     target, size = cell.experiment.target, cell.experiment.tuning_sequences
     return target if size is None else Sample(target, np.asarray(jax.random.key_data(cell.key("sample"))), size)

@@ -10,7 +10,8 @@ from bayesprompt.lab.experiment import NETWORKS, SWEPT, Result, Run, Sweep
 from bayesprompt.models.predictor import LSTM, Architecture, Predictor, Transformer, make_predictor
 from bayesprompt.models.prefixes import MAX_HARD_PREFIXES
 from bayesprompt.prompting.compute import SCALES, compute
-from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture, Markov, Source, to_config
+from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Markov, Source
+from bayesprompt.sources.coins import to_config
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
 BAYES_METHODS = ("TargetBayes", "PreBayes", "PreBayesPT")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.spatial.distance import cdist
@@ -18,7 +17,7 @@ from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.models.trace import inspect
 from bayesprompt.prompting.experiments import RANDOM_COINS, CoinExperiment
 from bayesprompt.store import Store
-from bayesprompt.tuning.tuners import PREFIX_METHODS
+from bayesprompt.tuning.tuners import PREFIX_METHODS, prefix_from_rows
 
 # Claim G15: how many random-coin sequences of how many steps span the state space, from which step on their order is
 # measured, and on how many held-out sequences (the test leaves that open: so many that drawing others hardly matters).
@@ -142,8 +141,7 @@ def tuned_prefixes(
     prefixes: dict[str, list[Prefix] | None] = {"NoTuning": [NO_PREFIX]}
     for method in PREFIX_METHODS:
         cell = load_cell(Cell(experiment, architecture, method, scale), store)
-        field = "embeddings" if method == "SoftPT" else "inputs"
-        found = [] if cell is None else [Prefix(**{field: jnp.asarray(rows)}) for rows in cell.prefix.values]
+        found = [] if cell is None else [prefix_from_rows(method, rows) for rows in cell.prefix.values]
         prefixes[method] = found or None
     return prefixes
 

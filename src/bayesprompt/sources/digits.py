@@ -6,6 +6,7 @@ rule of the papers' public code: enough rows for nearly every sequence to find o
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,7 @@ class Digits:
 
     weights: Float[Array | np.ndarray, "*sources tasks"]
     held_out: bool = False
+    num_tokens: ClassVar[int] = NUM_TOKENS
 
     def sample(
         self, key: PRNGKeyArray, batch: int, length: int = 2 * SIZE

@@ -196,7 +196,8 @@ class Prior(Exchangeable):
         log_density = _times(alpha - 1, log_bias[:, None]) + _times(beta - 1, log_rest[:, None]) - self._log_mass
         return self.log_weights + np.where((low < high) & np.isfinite(self.log_weights), log_density, -np.inf)
 
-    def _sample_latent(self, key: PRNGKeyArray, batch: int) -> Float[Array, "{batch} 2"]:
+    def sample_latent(self, key: PRNGKeyArray, batch: int) -> Float[Array, "{batch} 2"]:
+        """Draw biases, and return the probabilities of heads and tails that each stands for."""
         uniforms = np.asarray(jax.random.uniform(key, (2, batch)), np.float64)
         chosen = (np.cumsum(self.weights)[:-1] <= uniforms[0][:, None]).sum(-1)
         low, high, alpha, beta = self._columns[:, chosen]

@@ -5,7 +5,6 @@ several hosts under `jax.distributed`, or the cores of a CPU.
 """
 
 import functools
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.core import Literal
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from bayesprompt.checks import UserError
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
+from bayesprompt.files import save_arrays
 from bayesprompt.models.predictor import Architecture, Params, Predictor
-from bayesprompt.store import LOG, RefusedFileError, load_arrays, save_arrays, set_aside
+from bayesprompt.sources.base import Sampler
+from bayesprompt.tuning.accepted import check_network, check_source
+from bayesprompt.tuning.checkpoints import resume, run_record
 from bayesprompt.tuning.tuners import Tuner
-
-# How often each compiled loop was traced, by (method-independent) name; a test reads it.
-TRACES: Counter[str] = Counter()
 
 
 class DivergedError(UserError):
-    """A loss stopped being finite."""
+    """A loss, or what is learned, stopped being finite."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,12 @@ class FitConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for settings that are not positive."""
+        """Raise ValueError for settings that are not positive; some may be 0."""
         for name, value in vars(self).items():
-            if not isinstance(value, bool) and not value > 0:
-                raise UserError(f"{name} = {value}: must be > 0")
+            if not (value > 0 or (value == 0 and name in self.may_be_zero)):
+                raise UserError(f"{name} = {value}: must be {'>=' if name in self.may_be_zero else '>'} 0")
 
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
     # Most steps between two looks from the host (progress, checkpoint, finite-loss check).
     max_chunk: ClassVar[int] = 25
     # Whether the network draws dropout masks.
@@ -71,6 +70,7 @@ class AdamWConfig(FitConfig):
     by its own norm instead of all by theirs together. `dropout`: the network draws masks.
     """
 
+    may_be_zero: ClassVar[tuple[str, ...]] = ("weight_decay", "clip_each", "dropout")  # False is 0
     max_chunk: ClassVar[int] = 250
     weight_decay: float = 0.1
     clip_each: bool = False
@@ -109,7 +109,7 @@ def fit(
     predictor: Predictor,
     tuner: Tuner,
     base: Params,
-    source: Any,
+    source: Sampler,
     config: FitConfig,
     key: Array,
     repetitions: int = 1,
@@ -119,37 +119,39 @@ def fit(
 ) -> Fit:
     """Minimise the expected cumulative log-loss on `source` over the tuner's phi (Eq. 5 and 7), R repetitions at once.
 
-    Repetition r starts from and draws its data with fold_in(key, r). With `checkpoint` (a file, on a disk that all
-    hosts see), the run continues where it was killed, with identical numbers on one CPU machine; the caller deletes the
-    file. A damaged checkpoint is kept under another name, and the run starts anew. `progress(step, loss)` is called
-    between chunks. With `sources`, leaves of `source` have a leading axis: a source for each repetition.
-    Raises DivergedError at a loss that is not finite; the last good checkpoint stays.
+    Repetition r starts from and draws its data with fold_in(key, r). With `sources`, every leaf of `source` has R rows:
+    a source for each repetition. With `checkpoint` (a file, on a disk that all hosts see), the run continues where it
+    was killed, with identical numbers on one CPU machine; the caller deletes the file. A damaged checkpoint is kept
+    under another name, and the run starts anew. `progress(step, loss)` is called between chunks of steps.
+
+    Raises ValueError for parameters or a source that do not fit the network, OtherRunError for the checkpoint of a run
+    that differs in anything, and DivergedError where a loss, or what a step leaves behind, is not finite; the last good
+    checkpoint stays.
     """
-    mesh = make_mesh(repetitions, config.batch, predictor.cores)
-    run, start = compiled_loop(predictor, tuner, config, mesh, sources)
-    side_by_side, everywhere = NamedSharding(mesh, SHARED_OUT), NamedSharding(mesh, WHOLE)
-    indices = np.arange(padded(repetitions, mesh.shape["repetition"]))
-    keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)), out_shardings=side_by_side)(key, indices)
+    check_network(predictor, base)
+    check_source(source, predictor.architecture.num_tokens, repetitions if sources else None)
     base, source = jax.device_get(jax.tree.map(jnp.asarray, (base, source)))
-    if sources:
-        source = jax.tree.map(lambda x: np.resize(x, (len(indices), *x.shape[1:])), source)
-    base, source = jax.device_put(base, everywhere), jax.device_put(source, side_by_side if sources else everywhere)
-    carry = start(base, keys)
-    loss = np.zeros((repetitions, 0), np.float32)
-    if checkpoint is not None and checkpoint.exists():
-        started = gather(carry)
-        kept = jax.tree.map(lambda x: x[:repetitions], started)
-        try:
-            saved, loss = load_arrays(checkpoint, (kept, jax.ShapeDtypeStruct((repetitions, -1), np.float32)))
-            filled = jax.tree.map(lambda x, s: np.concatenate([x, s[repetitions:]]), saved, started)
-            carry = jax.device_put(filled, side_by_side)
-        except RefusedFileError as error:
-            LOG.warning("%s", error)
-            set_aside(checkpoint)
-    while loss.shape[1] < config.steps:
-        done = loss.shape[1]
-        carry, new = run(base, source, carry, keys, done)
-        new = gather(new)[:repetitions]
+    record = run_record(predictor, tuner, base, source, config, key, repetitions) if checkpoint else None
+    mesh = make_mesh(repetitions, config.batch, predictor.cores)
+    side_by_side, everywhere = NamedSharding(mesh, SHARED_OUT), NamedSharding(mesh, WHOLE)
+    number = padded(repetitions, mesh.shape["repetition"])
+
+    def fill(tree):
+        """Spread repetitions over the devices, the first ones once more where they do not divide evenly."""
+        return jax.device_put(jax.tree.map(lambda x: np.resize(x, (number, *x.shape[1:])), tree), side_by_side)
+
+    def own(tree):
+        return jax.tree.map(lambda x: x[:repetitions], gather(tree))
+
+    run, start = compiled_loop(predictor, tuner, config, mesh, sources)
+    keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)), out_shardings=side_by_side)(key, np.arange(number))
+    base, source = jax.device_put(base, everywhere), fill(source) if sources else jax.device_put(source, everywhere)
+    carry, loss = start(base, keys), np.zeros((repetitions, 0), np.float32)
+    if checkpoint is not None and (kept := resume(checkpoint, own(carry), repetitions, record)) is not None:
+        carry, loss = fill(kept[0]), kept[1]
+    while (done := loss.shape[1]) < config.steps:
+        carry, new = run(base, source, carry, keys, done, steps=min(config.max_chunk, config.steps - done))
+        new = own(new)
         if not np.isfinite(new).all():
             step = done + int(np.argmin(np.isfinite(new).all(0))) + 1
             kept = f"; the checkpoint of step {done} is kept, and the same call resumes there"
@@ -159,12 +161,12 @@ def fit(
             )
         loss = np.concatenate([loss, new], axis=1)
         if checkpoint is not None:
-            kept = jax.tree.map(lambda x: x[:repetitions], gather(carry))
+            kept = own(carry)  # on every host
             if jax.process_index() == 0:
-                save_arrays(checkpoint, (kept, loss))
+                save_arrays(checkpoint, (kept, loss), record)
         if progress is not None:
             progress(loss.shape[1], float(np.median(new[:, -1])))
-    return Fit(jax.tree.map(lambda x: x[:repetitions], gather(carry[0])), loss)
+    return Fit(own(carry[0]), loss)
 
 
 @functools.lru_cache
@@ -173,10 +175,10 @@ def compiled_loop(
 ) -> tuple[Callable, Callable]:
     """Return (run, start): jitted functions shared by all sources, base parameters and keys.
 
-    start(base, keys) -> carry; run(base, source, carry, keys, done) -> carry, losses of one more chunk of steps.
+    start(base, keys) -> carry; run(base, source, carry, keys, done, steps) -> carry, losses (R, steps) of so many steps
+    more. The last loss is NaN where the carry is not finite.
     """
     optimizer = config.make_optimizer()
-    chunk = max(d for d in range(1, config.max_chunk + 1) if config.steps % d == 0)
     share = config.batch // mesh.shape["batch"]
     part = part_size(share, predictor.sequences_in_cache)
 
@@ -185,28 +187,16 @@ def compiled_loop(
             params, prefix = tuner.inject(base, phi)
             return params, predictor.prompt(params, prefix, config.length, **masks.get("prompt", {}))
 
-        # The prompt is read once for all parts of the batch; its gradient is summed over them and pulled back once.
-        # What phi cannot reach (frozen weights, say) is kept apart, so that no gradient is computed for it.
-        reached = depends(prepare, phi)
-        shape = jax.tree.structure(jax.eval_shape(prepare, phi))
-
-        def split(phi):
-            leaves = jax.tree.leaves(prepare(phi))
-            return [x for x, r in zip(leaves, reached, strict=True) if r], [
-                x for x, r in zip(leaves, reached, strict=True) if not r
-            ]
-
-        moving, pull_back, frozen = jax.vjp(split, phi, has_aux=True)
-
-        def part_loss(moving, tokens, mask):
-            leaves = (iter(frozen), iter(moving))
-            params, state = jax.tree.unflatten(shape, [next(leaves[r]) for r in reached])
-            return config.loss(predictor.token_losses(params, state, tokens, **mask)) / config.batch
+        def part_loss(model, tokens, mask):
+            return config.loss(predictor.token_losses(*model, tokens, **mask)) / config.batch
 
         def add_part(total, part):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(part_loss)(moving, *part)), None
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(part_loss)(model, *part)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), moving))
+        # The prompt is read once for all parts of the batch; its gradient is summed over them and pulled back once.
+        # The gradients of what phi does not reach, frozen weights say, are written down here; XLA computes none.
+        model, pull_back = jax.vjp(prepare, phi)
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), model))
         parts = (tokens.reshape(-1, part, config.length), masks.get("parts", {}))
         (loss, grad), _ = jax.lax.scan(add_part, zeros, parts)
         return loss, pull_back(grad)[0]
@@ -219,7 +209,7 @@ def compiled_loop(
         parts = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         return {"prompt": {"key": jax.random.fold_in(key, 0)}, "parts": {"key": parts}}
 
-    def run_one(base, source, carry, key, done):
+    def run_one(base, source, carry, key, places):
         def step(carry, step):
             phi, moments = carry
             # Every device draws the whole batch, so that the data do not depend on their number, and reads its share.
@@ -231,13 +221,13 @@ def compiled_loop(
             updates, moments = optimizer.update(grad, moments, phi)
             return (optax.apply_updates(phi, updates), moments), loss
 
-        return jax.lax.scan(step, carry, done + jnp.arange(chunk))
+        carry, losses = jax.lax.scan(step, carry, places)
+        finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(carry)]).all()
+        return carry, losses.at[-1].set(jnp.where(finite, losses[-1], jnp.nan))
 
-    def run(base, source, carry, keys, done):
-        TRACES["run"] += 1
-
+    def run_share(base, source, carry, keys, places):
         def one(own, carry, key):
-            return run_one(base, own if sources else source, carry, key, done)
+            return run_one(base, own if sources else source, carry, key, places)
 
         own = source if sources else {}
         # One repetition after the other keeps a CPU's cache; a GPU, or weights that no cache holds, want all at once.
@@ -252,8 +242,13 @@ def compiled_loop(
 
         return jax.vmap(start_one)(keys)
 
-    run = spread(run, mesh, WHOLE, SHARED_OUT if sources else WHOLE, SHARED_OUT, SHARED_OUT, WHOLE)
-    return jax.jit(run, donate_argnums=2), jax.jit(spread(start, mesh, WHOLE, SHARED_OUT))
+    spread_run = spread(run_share, mesh, WHOLE, SHARED_OUT if sources else WHOLE, SHARED_OUT, SHARED_OUT, WHOLE)
+    chunk = min(config.max_chunk, config.steps)
+
+    def run(base, source, carry, keys, done, steps=chunk):
+        return spread_run(base, source, carry, keys, done + jnp.arange(steps))
+
+    return jax.jit(run, static_argnames="steps", donate_argnums=2), jax.jit(spread(start, mesh, WHOLE, SHARED_OUT))
 
 
 def step_flops(architecture: Architecture, batch: int, length: int, weights_move: bool = True) -> float:
@@ -263,13 +258,3 @@ def step_flops(architecture: Architecture, batch: int, length: int, weights_move
     is looked up here instead of multiplied counts all the same, so that codes can be compared.
     """
     return float((3 if weights_move else 2) * architecture.token_flops(length) * batch * length)
-
-
-def depends(function: Callable, argument: Any) -> list[bool]:
-    """Tell for every output leaf of `function` whether the argument can change it, from the function's jaxpr."""
-    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
-    reached = set(jaxpr.invars)
-    for equation in jaxpr.eqns:
-        if any(not isinstance(v, Literal) and v in reached for v in equation.invars):
-            reached.update(equation.outvars)
-    return [not isinstance(v, Literal) and v in reached for v in jaxpr.outvars]

@@ -5,60 +5,65 @@ FullWT from random weights.
 """
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from bayesprompt.checks import UserError
-from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
-from bayesprompt.models.predictor import LSTM, Architecture, Params, Predictor
-from bayesprompt.models.prefixes import (
-    NO_PREFIX,
-    Prefix,
-    all_hard_prefixes,
-    check_prefix_length,
-    random_hard_prefix,
-)
+from bayesprompt.checks import UserError, check_integer
+from bayesprompt.files import array_name
+from bayesprompt.models.predictor import LSTM, Architecture, Params
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, check_prefix_length, random_hard_prefix
 
 
 class Tuner(NamedTuple):
-    """A tuning method.
+    """A tuning method: the start of what is learned, and the model that it stands for.
 
-    init(key, base) -> phi: the learned arrays at the start.
-    inject(base, phi) -> (params, prefix): the model that phi stands for.
+    init(key, base) -> phi: any tree of float arrays. `fit` calls it under vmap and shard_map, once for each repetition.
+    inject(base, phi) -> (params, prefix): what the predictor reads. It is traced too, and differentiated in phi.
+    name: how a checkpoint knows the method and its settings; without one, the two functions' names do.
+
+    A compiled program belongs to the two functions: a Tuner made anew, of fresh lambdas, compiles anew.
     """
 
     init: Callable[[Array, Params], Any]
     inject: Callable[[Params, Any], tuple[Params, Prefix]]
+    name: str = ""
 
 
-# What a prefix method learns becomes rows in token space (as they are, or through a softmax) or in embedding space.
-PREFIXES = {
-    "SimplexPT": lambda phi: Prefix(inputs=jax.nn.softmax(phi)),
-    "RealPT": lambda phi: Prefix(inputs=phi),
-    "SoftPT": lambda phi: Prefix(embeddings=phi),
+# The field of `Prefix` that a method's rows fill: token space, embedding space, or every layer.
+PREFIX_FIELDS = {
+    "HardPT": "inputs",
+    "SimplexPT": "inputs",
+    "RealPT": "inputs",
+    "SoftPT": "embeddings",
+    "PrefixTuning": "layers",
 }
-# What a weight method learns is a part of the parameters.
+# The parts of the parameters that a method learns.
 PARTS = {
     "EmbedWT": ("embedding",),
     "UnembedWT": ("unembedding",),
     "Un+EmbedWT": ("embedding", "unembedding"),
-    "FullWT": ("embedding", "torso", "unembedding"),
 }
-# The dense layers that LoRA runs beside, in every block.
+# What LoRA runs beside in every block: the attention's dense layers.
 LORA_LAYERS = ("query", "key", "value", "attention_output")
 
-PREFIX_METHODS = ("HardPT", *PREFIXES)
-WEIGHT_METHODS = (*PARTS, "LoRAWT")
+PREFIX_METHODS = ("HardPT", "SimplexPT", "RealPT", "SoftPT")
+WEIGHT_METHODS = (*PARTS, "FullWT", "LoRAWT")
 METHODS = (*PREFIX_METHODS, *WEIGHT_METHODS)
 
 
-@functools.lru_cache
+def prefix_from_rows(method: str, rows: Float[Array | np.ndarray, "*layers L width"]) -> Prefix:
+    """Return the prefix of rows that a prefix method found, as results store them (SimplexPT: on the simplex)."""
+    if method not in PREFIX_FIELDS:
+        raise UserError(f"method = {method}: must be one of {', '.join(PREFIX_FIELDS)}")
+    return Prefix(**{PREFIX_FIELDS[method]: jnp.asarray(rows)})
+
+
 def make_tuner(
     method: str,
     architecture: Architecture,
@@ -68,97 +73,96 @@ def make_tuner(
 ) -> Tuner:
     """Return a gradient tuner (Section 4.1); PrefixTuning learns rows for every layer (Petrov et al. 2024, Eq. 5).
 
-    LoRAWT runs factors of this rank beside the dense layers `beside` of every block.
+    LoRAWT adds a product of factors of this rank to every matrix, or stack of matrices, that `beside` chooses: an array
+    of at least two axes, on whose path in the parameters (as torso.blocks_0.query.kernel) a step matches one of these
+    regular expressions. Settings that a method does not read change nothing: equal tuners are the same object.
 
-    Raises ValueError for an unknown method, LoRA on an LSTM, prefix_length < 1 or rank < 1.
+    Raises ValueError for an unknown method, one that the architecture does not admit, prefix_length < 1 or rank < 1.
     """
-    if method in PREFIXES:
+    if method in PREFIX_FIELDS and method != "HardPT":
         check_prefix_length(prefix_length)
-        width = architecture.embed_dim if method == "SoftPT" else architecture.num_tokens
-        return Tuner(
-            init=lambda key, base: random_hard_prefix(key, prefix_length, width),
-            inject=lambda base, phi: (base, PREFIXES[method](phi)),
-        )
-    if method == "PrefixTuning":
-        check_prefix_length(prefix_length)
-        shape = (architecture.num_layers, prefix_length, architecture.embed_dim)
-        return Tuner(
-            init=lambda key, base: jax.random.normal(key, shape),
-            inject=lambda base, phi: (base, Prefix(layers=phi)),
-        )
+        if method == "PrefixTuning" and isinstance(architecture, LSTM):
+            raise UserError("method = PrefixTuning: must have architecture transformer: attention reads its rows")
+        width = architecture.embed_dim if method in ("SoftPT", "PrefixTuning") else architecture.num_tokens
+        layers = (architecture.num_layers,) if method == "PrefixTuning" else ()
+        return _prefix_tuner(method, (*layers, int(prefix_length), width))
     if method in PARTS:
-        return Tuner(
-            init=lambda key, base: {part: base[part] for part in PARTS[method]},
-            inject=lambda base, phi: ({**base, **phi}, NO_PREFIX),
-        )
+        if getattr(architecture, "tied", False) and method != "Un+EmbedWT":
+            raise UserError(f"method = {method}: must be Un+EmbedWT here, where the unembedding is the embedding")
+        return _part_tuner(method)
+    if method == "FullWT":
+        return _FULL
     if method == "LoRAWT":
-        if isinstance(architecture, LSTM):
-            raise UserError("method = LoRAWT: needs architecture transformer, whose attention layers it runs beside")
-        if rank < 1:
-            raise UserError(f"rank = {rank}: must be >= 1")
-        return Tuner(init=functools.partial(_lora_init, rank, beside), inject=_lora_inject)
-    gradient_methods = ", ".join([*PREFIXES, *PARTS, "LoRAWT", "PrefixTuning"])
+        check_integer("rank", rank, 1)
+        if isinstance(architecture, LSTM) and tuple(beside) == LORA_LAYERS:
+            raise UserError("method = LoRAWT: must have architecture transformer: it runs beside attention layers")
+        return _lora_tuner(int(rank), tuple(beside))
+    gradient_methods = ", ".join([*PREFIX_METHODS[1:], *WEIGHT_METHODS, "PrefixTuning"])
     raise UserError(f"method = {method}: must be one of {gradient_methods} (HardPT is a search: hard_search)")
 
 
-def _lora_init(rank: int, beside: tuple[str, ...], key: Array, base: Params) -> Params:
-    """Start at W + A @ B with B = 0, so that nothing has changed yet (Hu et al. 2021)."""
-    draw = jax.nn.initializers.lecun_normal()
-    phi = {}
-    for i, block in enumerate(base["torso"]):
-        keys = jax.random.split(jax.random.fold_in(key, i), len(beside))
-        shapes = {name: base["torso"][block][name]["kernel"].shape for name in beside}
-        phi[block] = {
-            name: {"A": draw(k, (rows, rank)), "B": jnp.zeros((rank, columns))}
-            for k, (name, (rows, columns)) in zip(keys, shapes.items(), strict=True)
-        }
-    return phi
+_FULL = Tuner(init=lambda key, base: base, inject=lambda base, phi: (phi, NO_PREFIX), name="FullWT")
 
 
-def _lora_inject(base: Params, phi: Params) -> tuple[Params, Prefix]:
-    torso = {
-        block: {
-            **layers,
-            **{n: layers[n] | {"kernel": layers[n]["kernel"] + f["A"] @ f["B"]} for n, f in phi[block].items()},
-        }
-        for block, layers in base["torso"].items()
-    }
-    return {**base, "torso": torso}, NO_PREFIX
+@functools.cache
+def _prefix_tuner(method: str, shape: tuple[int, ...]) -> Tuner:
+    def init(key, base):
+        return jax.random.normal(key, shape) if method == "PrefixTuning" else random_hard_prefix(key, *shape)
+
+    def inject(base, phi):
+        return base, prefix_from_rows(method, jax.nn.softmax(phi) if method == "SimplexPT" else phi)
+
+    return Tuner(init, inject, f"{method} {shape}")
 
 
-class HardSearch(NamedTuple):
-    """The best hard prefix and the score of all.
+@functools.cache
+def _part_tuner(method: str) -> Tuner:
+    def init(key, base):
+        has = list(base) if isinstance(base, Mapping) else []
+        if not set(PARTS[method]) <= set(has):
+            wanted = ", ".join(PARTS[method])
+            raise UserError(f"base = parts {', '.join(map(str, has))}: must have {wanted} for {method}")
+        return {part: base[part] for part in PARTS[method]}
 
-    prefix: (L,) tokens with the smallest loss (the first of equals).
-    loss: (K**L,) mean cumulative log-loss of each prefix on the sequences, nats.
+    return Tuner(init, lambda base, phi: ({**base, **phi}, NO_PREFIX), method)
+
+
+def _chosen(base: Params, beside: tuple[str, ...]) -> list[tuple[str, Array, int, int, int]]:
+    """Return the matrices that LoRA runs beside: name, matrix, block, pattern, and how many such came before.
+
+    A block is what stands on a path before the step that matches; both it and the pattern are told by their number.
     """
-
-    prefix: Int[np.ndarray, " L"]
-    loss: Float[np.ndarray, " prefixes"]
-
-
-def hard_search(predictor: Predictor, params: Params, prefix_length: int, tokens: Int[Array, "B N"]) -> HardSearch:
-    """Score all K**L hard prefixes on the same sequences (HardPT, Eq. 7); each prefix is read once.
-
-    Raises ValueError for L < 1 or more than 2**16 prefixes.
-    """
-    prefixes = all_hard_prefixes(prefix_length, predictor.architecture.num_tokens)
-    mesh = make_mesh(len(prefixes), 1)
-    filled = np.resize(prefixes, (padded(len(prefixes), mesh.shape["repetition"]), prefix_length))
-    parts = tokens.reshape(-1, part_size(len(tokens), predictor.sequences_in_cache), tokens.shape[1])
-    loss = gather(_score(predictor, mesh, jax.device_get(params), filled, np.asarray(parts)))[: len(prefixes)]
-    return HardSearch(prefixes[int(np.argmin(loss))], loss)
+    chosen, blocks = [], {}
+    for path, weight in jax.tree.leaves_with_path(base):
+        name = array_name(path)
+        matches = ((i, re.fullmatch(rf"((?:.*\.)?)(?:{rule})(?:\..*)?", name)) for i, rule in enumerate(beside))
+        pattern, match = next((found for found in matches if found[1]), (None, None))
+        if match and weight.ndim >= 2:
+            block = blocks.setdefault(match[1], len(blocks))
+            chosen.append((name, weight, block, pattern, sum(each[2:4] == (block, pattern) for each in chosen)))
+    if missing := sorted(set(range(len(beside))) - {each[3] for each in chosen}):
+        raise UserError(f"beside = {beside[missing[0]]}: must match matrices of the network, which has none so named")
+    return chosen
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _score(predictor: Predictor, mesh: Mesh, params: Params, prefixes: Array, parts: Array) -> Array:
-    def score(params, parts, prefix):
-        rows = jax.nn.one_hot(prefix, predictor.architecture.num_tokens)
-        state = predictor.prompt(params, Prefix(inputs=rows), parts.shape[-1])
-        losses = jax.lax.map(lambda part: predictor.token_losses(params, state, part).sum(1).mean(), parts)
-        return losses.mean()
+@functools.cache
+def _lora_tuner(rank: int, beside: tuple[str, ...]) -> Tuner:
+    def init(key, base):
+        # Start at W + A @ B with B = 0, so that nothing has changed yet (Hu et al. 2021).
+        phi = {}
+        for name, weight, block, pattern, number in _chosen(base, beside):
+            own = jax.random.split(jax.random.fold_in(key, block), len(beside))[pattern]
+            own = jax.random.fold_in(own, number) if number else own
+            *stack, rows, columns = weight.shape
+            draw = jax.nn.initializers.lecun_normal(batch_axis=range(len(stack)))
+            phi[name] = {"A": draw(own, (*stack, rows, rank)), "B": jnp.zeros((*stack, rank, columns))}
+        return phi
 
-    def score_share(params, parts, prefixes):
-        return jax.lax.map(functools.partial(score, params, parts), prefixes)
+    def inject(base, phi):
+        def add(path, weight):
+            factors = phi.get(array_name(path))
+            return weight if factors is None else weight + factors["A"] @ factors["B"]
 
-    return spread(score_share, mesh, WHOLE, WHOLE, SHARED_OUT)(params, parts, prefixes)
+        return jax.tree.map_with_path(add, base), NO_PREFIX
+
+    return Tuner(init, inject, f"LoRAWT {rank} {' '.join(beside)}")

@@ -20,7 +20,7 @@ from bayesprompt.models.predictor import Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.store import Store
 from bayesprompt.tuning.fitting import fit
-from bayesprompt.tuning.tuners import make_tuner
+from bayesprompt.tuning.tuners import make_tuner, prefix_from_rows
 
 SHORT = 16  # sequences at a time where they are short, or few of their tokens predicted
 
@@ -30,7 +30,7 @@ def compute(run: Run) -> xr.Dataset:
     model, data = the_model(), labelled(the_model())
     train = data.tokens[data.held_out == 0]
     predictor = make_llama(replace(model.sizes, sequences_in_cache=SHORT), answer=1)
-    prefix, extra = tuned(run, predictor, Texts(train), train.shape[1])
+    prefix, extra = tuned(run, predictor, Texts(train, model.sizes.num_tokens), train.shape[1])
     log_probs = label_log_probs(model, data.tokens, data.labels, prefix)
     if prefix.length:
         extra |= _inside(model, data, prefix, jax.random.normal(run.cell.key("init"), prefix.layers.shape))
@@ -65,8 +65,7 @@ def load_prefix(cell: Cell, store: Store) -> Prefix | None:
     dataset = load_cell(cell, store)
     if dataset is None or "prefix" not in dataset:
         return None
-    rows = jnp.asarray(dataset.prefix.values)
-    return Prefix(layers=rows) if cell.method == "PrefixTuning" else Prefix(embeddings=rows)
+    return prefix_from_rows(cell.method, dataset.prefix.values)
 
 
 def _inside(model: LanguageModel, data: Labelled, prefix: Prefix, drawn: jax.Array) -> dict:

@@ -64,8 +64,8 @@ def tune_soft_tokens(run: Run) -> xr.Dataset:
                 run.progress((done + step) / len(at.lengths), loss)
 
         phi, loss = fit(
-            model.predictor, tuner, model.params, Texts(rows[:, None]), settings, cell.key("tune"), len(rows),
-            run.checkpoint(f"{length}-tokens"), advance, sources=True,
+            model.predictor, tuner, model.params, Texts(rows[:, None], model.sizes.num_tokens), settings,
+            cell.key("tune"), len(rows), run.checkpoint(f"{length}-tokens"), advance, sources=True,
         )  # fmt: skip
         spoken = np.stack([command(model, Prefix(embeddings=jnp.asarray(p)), length) for p in phi])
         said.append(np.pad(spoken, ((0, 0), (0, max(LENGTHS) - length)), constant_values=-1))

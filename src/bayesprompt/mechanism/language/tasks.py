@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from bayesprompt.checks import UserError
 from bayesprompt.models.gguf import LanguageModel
-from bayesprompt.sources.coins import Source
+from bayesprompt.sources import Sampler
 
 # Sentences that anyone could have written, and sentences that nobody has; all of at least 12 tokens.
 COMMON = (
@@ -43,12 +43,13 @@ FLIPS = (" H", " T")
 HEADER = "Flips of a coin:"
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens"], meta_fields=["num_tokens"])
 @dataclass(frozen=True)
 class Texts:
     """Token sequences (B, N) as a source; drawn with replacement, or all in order where as many are asked for."""
 
     tokens: Int[Array | np.ndarray, "*sources B N"]
+    num_tokens: int | None = None  # of the model that reads them
 
     def sample(self, key: Array, batch: int, length: int) -> tuple[Int[Array, "B N"], None]:
         """Return `batch` of the sequences, their first `length` tokens."""
@@ -57,14 +58,17 @@ class Texts:
         return jnp.asarray(self.tokens)[jax.random.randint(key, (batch,), 0, len(self.tokens)), :length], None
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["source", "header", "faces"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["source", "header", "faces"], meta_fields=["num_tokens"]
+)
 @dataclass(frozen=True)
 class WrittenFlips:
     """Flips of a source as text: the header's tokens, then one token for each flip, heads first in `faces`."""
 
-    source: Source
+    source: Sampler
     header: Int[Array | np.ndarray, " h"]
     faces: Int[Array | np.ndarray, "2"]
+    num_tokens: int | None = None  # of the model that reads them
 
     def sample(self, key: Array, batch: int, length: int) -> tuple[Int[Array, "B N"], Array | None]:
         """Return sequences of `length` tokens, header included, and the source's latents."""
@@ -139,9 +143,9 @@ def labelled(model: LanguageModel) -> Labelled:
     return Labelled(np.stack([rows[i] for i in kept]), labels, np.array(held_out, int)[kept])
 
 
-def written_flips(model: LanguageModel, source: Source) -> WrittenFlips:
+def written_flips(model: LanguageModel, source: Sampler) -> WrittenFlips:
     """Return the source's flips as this model's tokens; raises ValueError where a flip is not one token."""
     faces = [model.encode(face) for face in FLIPS]
     if any(len(face) != 1 for face in faces):
         raise UserError(f"FLIPS = {FLIPS}: each must be one token of this model")
-    return WrittenFlips(source, model.encode(HEADER), np.concatenate(faces))
+    return WrittenFlips(source, model.encode(HEADER), np.concatenate(faces), model.sizes.num_tokens)
