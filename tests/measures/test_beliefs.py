@@ -69,7 +69,7 @@ def test_divisible_tokens_do_at_least_as_well_as_tokens(target, strength):
     ("arguments", "message"),
     [
         ((SINGLE, 50, -1), "strength = -1: must be finite and >= 0"),
-        ((SINGLE, 0), "length = 0: an integer >= 1"),
+        ((SINGLE, 0), "length = 0: must be an integer >= 1"),
         ((DirichletCategorical((1, 1, 1)), 5), "target = .*: must be an exchangeable source of 2 tokens"),
     ],
 )

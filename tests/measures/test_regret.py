@@ -279,16 +279,16 @@ MESSAGES = {
     f"target = {DirichletCategorical((1.0, 1.0, 1.0))}: {NOT_COINS}": lambda: best_hard_prompt(
         LAPLACE, DirichletCategorical((1.0, 1.0, 1.0)), 2, 5
     ),
-    "length = 0: an integer >= 1": lambda: exact_regret(LAPLACE, SINGLE, 0),
-    "length = -3: an integer >= 1": lambda: best_hard_prompt(LAPLACE, SINGLE, 2, -3),
-    "prefix_length = -1: an integer >= 0": lambda: best_hard_prompt(LAPLACE, SINGLE, -1, 5),
-    "prompt_counts = -1.0: finite numbers >= 0": lambda: exact_regret(LAPLACE, SINGLE, 5, (3, -1)),
-    "prompt_counts = array of shape (3,): 2 entries on the last axis": lambda: exact_regret(
+    "length = 0: must be an integer >= 1": lambda: exact_regret(LAPLACE, SINGLE, 0),
+    "length = -3: must be an integer >= 1": lambda: best_hard_prompt(LAPLACE, SINGLE, 2, -3),
+    "prefix_length = -1: must be an integer >= 0": lambda: best_hard_prompt(LAPLACE, SINGLE, -1, 5),
+    "prompt_counts = -1.0: must be finite numbers >= 0": lambda: exact_regret(LAPLACE, SINGLE, 5, (3, -1)),
+    "prompt_counts = array of shape (3,): must have 2 entries on the last axis": lambda: exact_regret(
         LAPLACE, SINGLE, 5, (1, 1, 1)
     ),
     f"target = {LAPLACE}: must be one of finitely many coins": lambda: exact_stderr(LAPLACE, LAPLACE, 5, 10),
-    "tokens = 2: integers from 0 to 1": lambda: log_loss(ONES, np.array([[0, 2]])),
-    "tokens = -1: integers from 0 to 1": lambda: cumulative_regret(ONES, np.array([[0, -1]]), ONES),
+    "tokens = 2: must be integers from 0 to 1": lambda: log_loss(ONES, np.array([[0, 2]])),
+    "tokens = -1: must be integers from 0 to 1": lambda: cumulative_regret(ONES, np.array([[0, -1]]), ONES),
     "oracle_log_probs = -inf at a token that came up: must be a finite log-probability": lambda: cumulative_regret(
         ONES, np.array([[0, 1]]), ONES - inf
     ),

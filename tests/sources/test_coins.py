@@ -365,9 +365,9 @@ ANY = st.floats(allow_nan=True, allow_infinity=True)
 
 @given(ANY.filter(lambda bias: not 0 <= bias <= 1))
 def test_bias_outside_0_1_raises(bias):
-    with pytest.raises(ValueError, match=re.escape(f"bias = {bias}: a number in [0, 1]") + "$"):
+    with pytest.raises(ValueError, match=re.escape(f"bias = {bias}: must be a number in [0, 1]") + "$"):
         Coin(bias)
-    with pytest.raises(ValueError, match=re.escape(f"biases = [0.5, {bias}]: 2 numbers in [0, 1]") + "$"):
+    with pytest.raises(ValueError, match=re.escape(f"biases = [0.5, {bias}]: must be 2 numbers in [0, 1]") + "$"):
         CoinMixture((0.5, bias), (0.5, 0.5))
 
 
@@ -412,33 +412,33 @@ def unchecked(cls, **parameters):
 
 TOKENS = np.array([[0, 1]])
 MESSAGES = {
-    "bias = x: a number in [0, 1]": lambda: unchecked(Coin, bias="x"),
-    "bias = [0.1, 0.2]: a number in [0, 1]": lambda: unchecked(Coin, bias=(0.1, 0.2)),
-    "bias = None: a number in [0, 1]": lambda: unchecked(Coin, bias=None),
-    "bias = True: a number in [0, 1]": lambda: unchecked(Coin, bias=True),
-    "probs = 1.0: K numbers in [0, 1], summing to 1": lambda: unchecked(Categorical, probs=1.0),
-    "biases = []: C numbers in [0, 1]": lambda: CoinMixture((), ()),
-    "weights = [1.0]: 2 numbers in [0, 1], summing to 1": lambda: CoinMixture((0.1, 0.2), (1.0,)),
-    "components = [[0.5, 0.5], [1]]: C x K numbers in [0, 1], summing to 1": lambda: CategoricalMixture(
+    "bias = x: must be a number in [0, 1]": lambda: unchecked(Coin, bias="x"),
+    "bias = [0.1, 0.2]: must be a number in [0, 1]": lambda: unchecked(Coin, bias=(0.1, 0.2)),
+    "bias = None: must be a number in [0, 1]": lambda: unchecked(Coin, bias=None),
+    "bias = True: must be a number in [0, 1]": lambda: unchecked(Coin, bias=True),
+    "probs = 1.0: must be K numbers in [0, 1], summing to 1": lambda: unchecked(Categorical, probs=1.0),
+    "biases = []: must be C numbers in [0, 1]": lambda: CoinMixture((), ()),
+    "weights = [1.0]: must be 2 numbers in [0, 1], summing to 1": lambda: CoinMixture((0.1, 0.2), (1.0,)),
+    "components = [[0.5, 0.5], [1]]: must be C x K numbers in [0, 1], summing to 1": lambda: CategoricalMixture(
         [[0.5, 0.5], [1]], (0.5, 0.5)
     ),
-    "weights = [1]: 2 numbers in [0, 1], summing to 1": lambda: CategoricalMixture(np.eye(2), [1]),
-    "transition = [[1, 0]]: 2 x 2 numbers in [0, 1], summing to 1": lambda: Markov((0.5, 0.5), ((1, 0),)),
-    "batch = 0: an integer >= 1": lambda: Coin(0.2).sample(KEY, 0, 5),
-    "length = -1: an integer >= 1": lambda: Coin(0.2).sample(KEY, 5, -1),
-    "length = 0: an integer >= 1": lambda: Markov((1.0,), ((1.0,),)).sample(KEY, 5, 0),
-    "tokens = 2: integers from 0 to 1": lambda: Coin(0.2).bayes_log_probs(TOKENS + 1),
-    "tokens = -1: integers from 0 to 1": lambda: BetaCoins().bayes_log_probs(TOKENS - 1),
-    "tokens = 3: integers from 0 to 2": lambda: DirichletCategorical((1, 1, 1)).bayes_log_probs(TOKENS + 2),
-    "tokens = 9: integers from 0 to 1": lambda: CHAINS[0].bayes_log_probs(TOKENS * 9),
-    "tokens = 5: integers from 0 to 1": lambda: Coin(0.2).oracle_log_probs(TOKENS * 5, np.array([[0.2, 0.8]])),
+    "weights = [1]: must be 2 numbers in [0, 1], summing to 1": lambda: CategoricalMixture(np.eye(2), [1]),
+    "transition = [[1, 0]]: must be 2 x 2 numbers in [0, 1], summing to 1": lambda: Markov((0.5, 0.5), ((1, 0),)),
+    "batch = 0: must be an integer >= 1": lambda: Coin(0.2).sample(KEY, 0, 5),
+    "length = -1: must be an integer >= 1": lambda: Coin(0.2).sample(KEY, 5, -1),
+    "length = 0: must be an integer >= 1": lambda: Markov((1.0,), ((1.0,),)).sample(KEY, 5, 0),
+    "tokens = 2: must be integers from 0 to 1": lambda: Coin(0.2).bayes_log_probs(TOKENS + 1),
+    "tokens = -1: must be integers from 0 to 1": lambda: BetaCoins().bayes_log_probs(TOKENS - 1),
+    "tokens = 3: must be integers from 0 to 2": lambda: DirichletCategorical((1, 1, 1)).bayes_log_probs(TOKENS + 2),
+    "tokens = 9: must be integers from 0 to 1": lambda: CHAINS[0].bayes_log_probs(TOKENS * 9),
+    "tokens = 5: must be integers from 0 to 1": lambda: Coin(0.2).oracle_log_probs(TOKENS * 5, np.array([[0.2, 0.8]])),
     "latent = array of shape (1, 3): must have shape (1, 2)": lambda: Coin(0.2).oracle_log_probs(
         TOKENS, np.ones((1, 3))
     ),
-    "counts = array of shape (3,): 2 entries on the last axis": lambda: Coin(0.2).log_evidence((1, 2, 3)),
-    "counts = -1.0: finite numbers >= 0": lambda: BetaCoins().predictive_log_probs((3, -1)),
-    "counts = inf: finite numbers >= 0": lambda: BetaCoins().log_evidence((np.inf, 0.0)),
-    "counts = nan: finite numbers >= 0": lambda: Coin(0.2).log_evidence((np.nan, 0.0)),
+    "counts = array of shape (3,): must have 2 entries on the last axis": lambda: Coin(0.2).log_evidence((1, 2, 3)),
+    "counts = -1.0: must be finite numbers >= 0": lambda: BetaCoins().predictive_log_probs((3, -1)),
+    "counts = inf: must be finite numbers >= 0": lambda: BetaCoins().log_evidence((np.inf, 0.0)),
+    "counts = nan: must be finite numbers >= 0": lambda: Coin(0.2).log_evidence((np.nan, 0.0)),
 }
 
 

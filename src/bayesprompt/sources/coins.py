@@ -44,7 +44,7 @@ class _Parameters:
             if not fits or not test(values):
                 numbers = " x ".join(str(sizes.get(letter, letter)) for letter in letters) + " numbers"
                 shown = given if values.dtype == object else values.tolist()  # on one line
-                raise UserError(f"{name} = {shown}: {numbers if letters else 'a number'} {allowed}")
+                raise UserError(f"{name} = {shown}: must be {numbers if letters else 'a number'} {allowed}")
             object.__setattr__(self, name, _tuples(values.astype(np.float64).tolist()))
 
     def _flatten(self):
