@@ -205,8 +205,8 @@ def test_forgetting_is_the_excess_over_laplace_on_random_coins(store):
         ({"architecture": "gru"}, "architecture = gru: must be one of bayes, lstm, transformer"),
         ({"method": "soft"}, "method = soft: must be one of TargetBayes, .*, SoftPT, .*, Pretrained, Untrained"),
         ({"scale": "huge"}, "scale = huge: must be one of smoke, quick, paper"),
-        ({"seed": -1}, r"seed = -1: an integer from 0 to 4294967295"),
-        ({"seed": 2**32}, r"seed = 4294967296: an integer from 0 to 4294967295"),
+        ({"seed": -1}, r"seed = -1: must be an integer from 0 to 4294967295"),
+        ({"seed": 2**32}, r"seed = 4294967296: must be an integer from 0 to 4294967295"),
         (
             {"experiment": "pretraining", "method": "SoftPT"},
             "method = SoftPT: must be part of experiment pretraining with architecture",
