@@ -2,6 +2,6 @@
 
 from bayesprompt.devices import use_every_core
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 use_every_core()
