@@ -70,7 +70,7 @@ bench: .venv/installed
 	  $(if $(MINGPT),--mingpt $(MINGPT) --python $(or $(TORCH),$(BIN)/python),) $(BENCH)
 
 test-colab: .venv-colab/installed
-	PYTHONPATH=scripts .venv-colab/bin/python -m pytest -o addopts=-raP --noconftest tests/colab
+	PYTHONPATH=scripts .venv-colab/bin/python -m pytest -o addopts=-raP --noconftest tests/colab/run_chapters.py
 
 test-newest:
 	$(PYTHON) -m venv --clear .venv-newest
@@ -91,7 +91,7 @@ links: .venv/installed
 
 lighthouse: book
 	npm ci --prefix tests/lighthouse --no-fund --no-audit
-	$(BIN)/python -m pytest tests/lighthouse
+	$(BIN)/python -m pytest -rP tests/lighthouse/scores.py
 
 release:
 	gh release create $(TAG) --verify-tag --notes 'What is new: CHANGELOG.md' build/release/*
