@@ -11,16 +11,15 @@ from book import prepare
 PAGES, PDF = BUILD / "pdf", BUILD / "bayesprompt.pdf"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 
-# The sidebar's contents go before the first chapter, pictures are fetched, and formulas are written.
+# Solutions are opened, pictures fetched, formulas written; the contents are the theme's own.
 READY = """async () => {
-  const contents = document.querySelector(".bd-links__title, nav.bd-links").closest("nav").cloneNode(true);
-  contents.id = "contents";
-  contents.querySelectorAll("input, label, details > summary").forEach(element => element.remove());
-  document.querySelector("article").prepend(contents);
   for (const details of document.querySelectorAll("details")) details.open = true;
   for (const image of document.images) image.loading = "eager";
   await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
-  await window.MathJax?.startup?.promise;
+  while (!window.MathJax?.startup?.promise) await new Promise(next => setTimeout(next, 20));
+  await MathJax.startup.promise;
+  await new Promise(next => setTimeout(next));
+  dispatchEvent(new Event("beforeprint"));
 }"""
 NUMBER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
 

@@ -6,6 +6,9 @@ const write = (formulas) => {
     near.unobserve(formula);
   }
   MathJax.typeset(formulas);
+  for (const box of formulas.flatMap((formula) => [...formula.querySelectorAll("mjx-container")])) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0; // so that keys can scroll it
+  }
 };
 const near = new IntersectionObserver(
   (entries) => write(entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target)),
