@@ -8,6 +8,8 @@ import re
 import matplotlib
 import numpy as np
 import pictures
+import pytest
+from ipywidgets import Widget
 from ipywidgets.embed import embed_data
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -15,6 +17,13 @@ from PIL import Image
 from bayesprompt.lab.widgets import explore
 
 matplotlib.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def no_widgets_left():
+    """Links of widgets that are still open turn up in what other tests embed."""
+    yield
+    Widget.close_all()
 
 
 def bar(height=1, width=1):
