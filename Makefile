@@ -6,25 +6,45 @@ BIN := .venv/bin
 PARALLEL := -n 2 --dist loadfile
 PIP := -m pip install --quiet --disable-pip-version-check
 
-# The repository's address in the built pages' buttons, if it is not the one in book/_config.yml.
+# Where the book is published, if it is: the repository that its buttons lead to, and the address of its pages.
 export REPOSITORY ?=
+export SITE ?=
 
-.PHONY: help book test check figures bench test-colab repository clean
+.PHONY: help book site published push-published test check test-colab test-newest test-dist dist links lighthouse release report \
+  pdf figures bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make book        build the book and print the address of its first page'
 	@echo 'make test        all tests: units, chapters, built pages in a browser'
 	@echo 'make check       lint and unit tests with shapes checked: about 4 minutes'
+	@echo 'make pdf         the book as one PDF, in build/bayesprompt.pdf'
 	@echo 'make figures     the figures of the papers as PNG and PDF, in build/figures'
 	@echo 'make bench       how fast it is here, in 5 minutes; THUNNINI=PATH adds ratios to a checkout of the public code'
 	@echo '                 MINGPT=PATH TORCH=PYTHON likewise for the sorting experiments; TORCH is a Python that has torch'
-	@echo 'make test-colab  the package in a second environment with the versions that Google Colab has'
-	@echo 'make repository REPOSITORY=https://...  set the address that the book is published from'
 	@echo 'make clean       remove what was made, less the environments'
+	@echo
+	@echo 'To publish, with REPOSITORY=https://github.com/me/fork and SITE=https://me.github.io/fork:'
+	@echo 'make site            the book with its addresses, and build/published, which its buttons lead to'
+	@echo 'make push-published  commit build/published to the branch of that name and push it to origin'
+	@echo 'make lighthouse      speed, accessibility and more of six of the built pages; needs npm'
+	@echo 'make links           ask every address that the book names'
+	@echo 'make test-colab      chapters as Google Colab runs them; CHAPTERS=all, or names'
+	@echo 'make test-newest     unit tests with the newest jax, flax, optax, numpy and xarray'
+	@echo 'make test-dist       wheel and source distribution, each installed into an empty environment'
 
 book: .venv/installed
 	@$(BIN)/python scripts/book.py
+
+site: .venv/installed
+	@$(if $(and $(REPOSITORY),$(SITE)),,$(error make site needs REPOSITORY=https://github.com/me/fork SITE=https://me.github.io/fork))
+	@$(BIN)/python scripts/book.py
+	@$(BIN)/python -m pytest -q tests/test_site.py
+
+# Only git and Python's own library: a job that may push installs nothing.
+published push-published:
+	@$(if $(REPOSITORY),,$(error make $@ needs REPOSITORY=https://github.com/me/fork))
+	@$(PYTHON) scripts/published.py $(REPOSITORY) $(filter push,$(subst -, ,$@))
 
 test: .venv/installed
 	$(BIN)/python scripts/book.py
@@ -34,6 +54,9 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --ignore tests/test_pages.py
+
+pdf: book
+	$(BIN)/python scripts/pdf.py
 
 figures: .venv/installed
 	$(BIN)/bayesprompt figures --out build/figures
@@ -47,10 +70,38 @@ bench: .venv/installed
 	  $(if $(MINGPT),--mingpt $(MINGPT) --python $(or $(TORCH),$(BIN)/python),) $(BENCH)
 
 test-colab: .venv-colab/installed
-	.venv-colab/bin/python -m pytest -o addopts=-ra --noconftest tests/colab/smoke.py
+	PYTHONPATH=scripts .venv-colab/bin/python -m pytest -o addopts=-raP --noconftest tests/colab/run_chapters.py
 
-repository: .venv/installed
-	$(BIN)/python scripts/book.py repository $(REPOSITORY)
+test-newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python $(PIP) --upgrade jax flax optax numpy xarray -e '.[book,language-model,test]'
+	.venv-newest/bin/python -m pytest $(PARALLEL) -m 'not slow' --ignore tests/test_pages.py
+
+dist: .venv/installed
+	@version=v$$($(BIN)/python -c 'import bayesprompt; print(bayesprompt.__version__)'); \
+	  test "$(or $(TAG),$$version)" = "$$version" || { echo "the tag is $(TAG), the version $$version"; exit 1; }
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+test-dist: dist
+	$(PYTHON) tests/install.py dist/*
+
+links: .venv/installed
+	$(BIN)/python scripts/book.py links
+
+lighthouse: book
+	npm ci --prefix tests/lighthouse --no-fund --no-audit
+	$(BIN)/python -m pytest -rP tests/lighthouse/scores.py
+
+release:
+	gh release create $(TAG) --verify-tag --notes 'What is new: CHANGELOG.md' build/release/*
+
+# One issue for each job of this workflow run that failed, or one more comment on the one that is open.
+report:
+	@gh run view $(RUN) --json jobs --jq '.jobs[] | select(.conclusion == "failure") | .name' | while read -r job; do \
+	  open=$$(gh issue list --state open --search "in:title \"Failed: $$job\"" --json number --jq '.[0].number // empty'); \
+	  if test -n "$$open"; then gh issue comment "$$open" --body "Again: $(RUN_ADDRESS)"; \
+	  else gh issue create --title "Failed: $$job" --body "First: $(RUN_ADDRESS)"; fi; done
 
 clean:
 	rm -rf build
@@ -64,8 +115,10 @@ clean:
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
-.venv-colab/installed: requirements/colab.txt pyproject.toml
-	test -x .venv-colab/bin/python || $(PYTHON) -m venv .venv-colab
+# Colab's own Python, where there is one; the setup cells install the package.
+COLAB_PYTHON ?= $(firstword $(foreach python,python3.13 python3.12,$(shell $(python) -c 'print("$(python)")' 2>/dev/null)) \
+  $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13) $(PYTHON))
+.venv-colab/installed: requirements/colab.txt
+	test -x .venv-colab/bin/python || $(COLAB_PYTHON) -m venv .venv-colab
 	.venv-colab/bin/python $(PIP) -r requirements/colab.txt
-	.venv-colab/bin/python $(PIP) --no-deps --no-build-isolation -e .
 	touch $@

@@ -1,133 +1,94 @@
-"""Build the book: execute the chapters that changed, once, then make the pages from the executed copies.
+"""Build the book: execute the chapters that changed, then make the pages from the executed copies.
 
-What an execution depends on (its chapter, src/ with the stored results, the locked versions, this file) is hashed, and
-a chapter is executed again whenever any of it changed. `make book` and `make test` both come here, so they share one
-execution, which is also the test of the chapters: a cell that fails, or a warning from a cell or our package, stops it.
+Without addresses the pages lead to no other place. With them, as REPOSITORY=https://github.com/me/fork and
+SITE=https://me.github.io/fork in the environment, they have buttons for Colab, Binder, Codespaces and GitHub, and
+build/published has what those buttons lead to.
 
-    python scripts/book.py                     build/book/_build/html/index.html
-    python scripts/book.py repository ADDRESS  change the repository's address wherever the project names it
+    python scripts/book.py          the pages
+    python scripts/book.py links    and asks every address that they lead to
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parents[1]
-BOOK, BUILD = ROOT / "book", ROOT / "build"
-EXECUTED, PAGES = BUILD / "executed", BUILD / "book"
-STAMPS = EXECUTED / "stamps.json"
-INDEX = PAGES / "_build" / "html" / "index.html"
-LEFTOVERS = {"__pycache__", ".ipynb_checkpoints", "_build", "bayesprompt.egg-info"}
+import chapters
+import mend
+import pictures
+import published
+import yaml
+from chapters import BOOK, BUILD, EXECUTED, LEFTOVERS, ROOT, STAMPS, digest, run
 
-# IPython runs this as each kernel starts, after it has set filters of its own.
-WARNINGS_ARE_ERRORS = r"""
-import warnings
-warnings.filterwarnings("error", module=r"bayesprompt(\.|$)")
-warnings.filterwarnings("error", module=r"__main__$")
-"""
+PAGES = BUILD / "book"
+HTML = PAGES / "_build" / "html"
 
 
-def files(folder: Path) -> list[Path]:
-    """Every file of a folder less leftovers, in one order."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if not LEFTOVERS.intersection(path.relative_to(folder).parts))
-
-
-def digest(*paths: Path, more: str = "") -> str:
-    """One hash of the names and contents of files, and of all files in folders."""
-    total = hashlib.sha256(more.encode())
-    for path in (p for given in paths for p in (files(given) if given.is_dir() else [given])):
-        content = path.read_bytes()
-        total.update(f"{path.relative_to(ROOT)} {len(content)} ".encode() + content)
-    return total.hexdigest()
-
-
-def execute() -> None:
-    """Bring the executed copies of all chapters up to date."""
-    common = digest(ROOT / "src", ROOT / "requirements" / "lock.txt", Path(__file__), more=sys.version)
-    wanted = {str(p.relative_to(BOOK)): digest(p, more=common) for p in files(BOOK) if p.suffix == ".ipynb"}
-    done = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
-    kept = {name: stamp for name, stamp in wanted.items() if done.get(name) == stamp and (EXECUTED / name).exists()}
-    changed = sorted(wanted.keys() - kept.keys())
-    print(f"chapters: {len(changed)} to execute, {len(kept)} unchanged since they were executed", flush=True)
-    EXECUTED.mkdir(parents=True, exist_ok=True)
-    STAMPS.write_text(json.dumps(kept))
-    if not changed:
-        return
-    for name in changed:
-        (EXECUTED / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(BOOK / name, EXECUTED / name)
-    passed = nbmake(changed)
-    STAMPS.write_text(json.dumps(kept | {name: wanted[name] for name in passed}))
-    if passed < set(changed):
-        sys.exit(f"stopped by {', '.join(sorted(set(changed) - passed))}")
-
-
-def nbmake(names: list[str]) -> set[str]:
-    """Execute copies of chapters where they lie; return the names of those that ran without a complaint."""
-    startup, report = BUILD / "ipython" / "profile_default" / "startup", BUILD / "chapters.xml"
-    startup.mkdir(parents=True, exist_ok=True)
-    (startup / "00-warnings.py").write_text(WARNINGS_ARE_ERRORS)
-    report.unlink(missing_ok=True)
-    options = ["--overwrite", "--nbmake-timeout=900", "-n2", f"--rootdir={ROOT}", f"--junitxml={report}"]
-    with tempfile.TemporaryDirectory() as cache:  # the book shows the shipped results, not those of whoever builds it
-        environment = {**os.environ, "IPYTHONDIR": str(BUILD / "ipython"), "BAYESPROMPT_CACHE": cache}
-        environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # two chapters at a time would fight over the cores
-        run("pytest", "--nbmake", *options, *(str(EXECUTED / name) for name in names), env=environment)
-    cases = ElementTree.parse(report).iter("testcase") if report.exists() else []
-    passed = {case.get("classname") for case in cases if not len(case)}
-    return {name for name in names if str((EXECUTED / name).relative_to(ROOT)).replace("/", ".") in passed}
-
-
-def build() -> None:
+def build(repository: str, site: str) -> None:
     """Make the pages; a warning of Sphinx is an error."""
-    address = os.environ.get("REPOSITORY", "")
-    stamp, now = PAGES / "stamp", digest(BOOK, STAMPS, more=address)
+    source = published.source(repository)
+    stamp, now = PAGES / "stamp", digest(BOOK, ROOT / "scripts", STAMPS, more=f"{source} {site}")
     if stamp.exists() and stamp.read_text() == now:
         print("pages: unchanged")
         return
-    shutil.rmtree(PAGES, ignore_errors=True)  # from scratch: Sphinx repeats no warning about a page that it kept
-    shutil.copytree(BOOK, PAGES, ignore=shutil.ignore_patterns(*LEFTOVERS, "*.ipynb"))
-    for name in json.loads(STAMPS.read_text()):
-        (PAGES / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(EXECUTED / name, PAGES / name)
-    if address:
-        readdress(address, files(PAGES))
+    names = prepare(PAGES, repository, site)
     if code := run("jupyter-book", "build", str(PAGES), "-W", "-n", "--keep-going", "--quiet"):
         sys.exit(code)
+    mend.mend(HTML)
+    for name in names:  # what a page offers to download: the chapter as it is written
+        chapter = published.with_source((BOOK / name).read_text(encoding="utf-8"), source)
+        (HTML / "_sources" / name).write_text(chapter, encoding="utf-8")
+    if site:
+        published.tell_search_engines(HTML, site)
     stamp.write_text(now)
 
 
-def readdress(address: str, among: list[Path]) -> None:
-    """Replace the repository's address, the one in book/_config.yml, in settings, chapters and texts."""
-    lines = (BOOK / "_config.yml").read_text(encoding="utf-8").splitlines()
-    old = next(line.split()[1] for line in lines if line.startswith("  url: "))
-    for path in among:
-        if path.suffix in {".yml", ".ipynb", ".py", ".md", ".cff", ".toml"} and old in (
-            text := path.read_text("utf-8")
-        ):
-            path.write_text(text.replace(old, address.removesuffix("/").removesuffix(".git")), "utf-8")
+def prepare(folder: Path, repository: str = "", site: str = "", one_page: bool = False) -> list[str]:
+    """Lay out in a folder what the pages are made from; return the chapters' names."""
+    shutil.rmtree(folder, ignore_errors=True)  # from scratch: Sphinx repeats no warning about a page that it kept
+    shutil.copytree(BOOK, folder, ignore=shutil.ignore_patterns(*LEFTOVERS, "*.ipynb"))
+    (folder / "_config.yml").write_text(yaml.safe_dump(settings(repository, site), sort_keys=False))
+    names = sorted(json.loads(STAMPS.read_text()))
+    for path in map(Path, names):
+        notebook = json.loads((EXECUTED / path).read_text(encoding="utf-8"))
+        beside = path.with_suffix("")
+        pictures.to_files(notebook, folder / "_pictures" / beside, beside.as_posix() if one_page else beside.name)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(json.dumps(notebook), encoding="utf-8")
+    return names
 
 
-def run(program: str, *arguments: str, **options: object) -> int:
-    """Run a program of this environment and return its exit code."""
-    return subprocess.run([Path(sys.executable).with_name(program), *arguments], cwd=ROOT, **options).returncode
+def settings(repository: str, site: str) -> dict:
+    """The book's settings with its addresses, if it has any: without them no page has a button that leads elsewhere."""
+    config = yaml.safe_load((BOOK / "_config.yml").read_text(encoding="utf-8"))
+    sphinx = config["sphinx"]["config"]
+    sphinx["html_search_scorer"] = str(BOOK / "_extensions" / "scorer.js")
+    if repository:
+        config["repository"] = {"url": repository, "path_to_book": "book", "branch": published.BRANCH}
+        config["html"]["use_repository_button"] = True
+        config["launch_buttons"] = {
+            "colab_url": "https://colab.research.google.com",
+            "binderhub_url": "https://mybinder.org",
+            "notebook_interface": "jupyterlab",
+        }
+    if site:
+        config["html"]["baseurl"] = sphinx["ogp_site_url"] = f"{site}/"
+        sphinx["notfound_urls_prefix"] = f"/{site.partition('://')[2].partition('/')[2]}/".replace("//", "/")
+    sphinx["ogp_social_cards"]["enable"] = bool(site)
+    return config
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["repository"]:
-        readdress(sys.argv[2], [path for path in ROOT.iterdir() if path.is_file()] + files(BOOK))
-        sys.exit()
+    addresses = [os.environ.get(name, "").removesuffix("/").removesuffix(".git") for name in ("REPOSITORY", "SITE")]
     BUILD.mkdir(exist_ok=True)
     with open(BUILD / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two builds at once the second waits, then finds the work done
-        execute()
-        build()
-    print(INDEX)
+        chapters.execute()
+        build(*addresses)
+        if sys.argv[1:] == ["links"]:
+            sys.exit(run("jupyter-book", "build", str(PAGES), "--builder", "linkcheck", "--quiet"))
+        if addresses[0]:
+            print(published.write_tree(addresses[0]))
+    print(HTML / "index.html")

@@ -1,27 +1,38 @@
 """The built pages in a real browser: whole, described in words, readable small and dark, sliders alive."""
 
+import contextlib
 import functools
+import gzip
 import http.server
+import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
 
-HTML = Path(__file__).resolve().parents[1] / "build" / "book" / "_build" / "html"
-SPECIAL = {"index.html", "genindex.html", "search.html"}  # made by Sphinx, without text of ours
+ROOT = Path(__file__).resolve().parents[1]
+BOOK, HTML = ROOT / "book", ROOT / "build" / "book" / "_build" / "html"
+SPECIAL = {"404.html", "genindex.html", "index.html", "search.html"}  # made by Sphinx, without text of ours
 PAGES = sorted({str(p.relative_to(HTML)) for p in HTML.rglob("*.html") if "_static" not in p.parts} - SPECIAL)
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 QUIET = [*QUIET.split(), "--disable-component-update", "--disable-sync"]
 every_page = pytest.mark.parametrize("name", PAGES or ["no pages"])
 
-VIEW = "script[type='application/vnd.jupyter.widget-view+json']"
-DRAWN = f"""() => document.querySelectorAll(".explore").length === document.querySelectorAll("{VIEW}").length
-  && [...document.querySelectorAll(".explore [role=slider]")].every(slider => slider.getAttribute("aria-label"))"""
 SETTLED = """async () => {
-  await window.MathJax?.startup?.promise;
+  if (document.querySelector(".math")) {
+    while (!window.MathJax?.startup?.promise) await new Promise(next => setTimeout(next, 20));
+    await MathJax.startup.promise;
+    await new Promise(next => setTimeout(next));
+    dispatchEvent(new Event("beforeprint"));
+  }
+  for (const image of document.images) image.loading = "eager";
   await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
 }"""
 
@@ -32,9 +43,9 @@ PICTURES = """[...document.images].map(image => {
 })"""
 
 # Every picture, slider and formula that ends beyond a narrow screen or is hidden in part where no scrolling leads.
-OUTSIDE = """[...document.querySelectorAll("article :is(img, .widget-slider, mjx-container, .math):not(table *)")]
+OUTSIDE = """[...document.querySelectorAll("article :is(img, .explore input, mjx-container, .math):not(table *)")]
   .filter(element => {
-    const box = element.getBoundingClientRect();
+    const box = (element.closest("span.math") ?? element).getBoundingClientRect();  // a formula scrolls within its line
     const hides = element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).overflowX === "hidden";
     return box.left < 0 || box.right > 400 || (hides && element.clientWidth);
   }).map(element => `${element.className} ${element.textContent.slice(0, 99)}`)"""
@@ -104,7 +115,6 @@ def visit(browser: Browser, site: str):
         page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(site + name)
-        page.wait_for_function(DRAWN)
         page.evaluate(SETTLED)
         return page
 
@@ -118,20 +128,39 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_) -> None:
         pass
 
+    def copyfile(self, source, outputfile) -> None:
+        with contextlib.suppress(ConnectionError):  # of a page that was left before it had all
+            super().copyfile(source, outputfile)
+
+    def translate_path(self, path: str) -> str:
+        """The page for wrong addresses names files from the site's root, which may lie in a folder of its host."""
+        site = yaml.safe_load((HTML.parents[1] / "_config.yml").read_text())["html"].get("baseurl", "")
+        return super().translate_path("/" + path.removeprefix(urlsplit(site).path or "/"))
+
 
 def missing(what: str) -> None:
     """A visible skip on a reader's machine, a failure in continuous integration."""
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
+def written_sliders(name: str) -> int:
+    """How many sliders the chapter of a page asks for."""
+    chapter = (BOOK / name).with_suffix(".ipynb")
+    cells = json.loads(chapter.read_text())["cells"] if chapter.exists() else []
+    return sum("explore(" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def weight(response: Response) -> int:
+    """Bytes of an answer on its way."""
+    body = response.body()
+    return len(gzip.compress(body) if re.search("text|javascript|json|svg", response.headers["content-type"]) else body)
+
+
 @every_page
 def test_a_page_is_whole_and_its_pictures_are_explained(visit, name):
     page = visit(name)
-    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
-    assert (
-        page.locator("script[type='application/vnd.jupyter.widget-view+json']").count()
-        == page.locator(".explore").count()
-    )
+    assert page.locator("mjx-merror, [data-mjx-error], .math:not(:has(mjx-container))").count() == 0
+    assert page.locator(".explore").count() == written_sliders(name)
     pictures = page.evaluate(PICTURES)
     assert [source for source, alt, *_ in pictures if not alt.strip()] == [], "without words"
     assert [source for source, _, width, _ in pictures if not width] == [], "not there"
@@ -154,14 +183,70 @@ def test_all_text_of_a_page_stands_out(visit, name, scheme):
         assert page.evaluate(FAINT) == []
 
 
+@pytest.mark.parametrize("name", [*PAGES, "404.html", "search.html"] if PAGES else ["no pages"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_rule_for_accessible_pages_is_broken(visit, name, scheme):
+    found = Axe().run(visit(name, color_scheme=scheme), options={"preload": False}).response["violations"]
+    assert [(rule["help"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
+
+
 @every_page
-def test_every_slider_moves_its_picture(visit, name):
+def test_every_slider_moves_its_picture_by_keys_and_says_its_value(visit, name):
     page = visit(name)
+    address = page.url
     for explorer in page.locator(".explore").all():
-        picture = explorer.locator("img:visible")
+        picture = explorer.locator("img")
         for slider in explorer.get_by_role("slider").all():
-            if slider.get_attribute("aria-valuemax") == slider.get_attribute("aria-valuemin"):
+            assert slider.evaluate("slider => slider.labels[0].textContent.trim()")
+            if slider.get_attribute("max") == "0":
                 continue  # one value, nowhere to go
-            before = picture.get_attribute("src")
+            seen, said = picture.get_attribute("src"), slider.get_attribute("aria-valuetext")
             slider.press("ArrowRight")
-            expect(picture).not_to_have_attribute("src", before)
+            expect(picture).not_to_have_attribute("src", seen)
+            expect(slider).not_to_have_attribute("aria-valuetext", said)
+            page.evaluate(SETTLED)
+            assert picture.evaluate("image => image.naturalWidth"), "not there"
+    assert page.url == address, "an arrow key moved a slider and turned the page too"
+
+
+def test_arrow_keys_turn_pages(visit):
+    page = visit("foundations/bayes_predictors.html")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**/foundations/in_context_learning.html")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url("**/foundations/bayes_predictors.html")
+
+
+@pytest.mark.parametrize(
+    ("words", "chapter"),
+    [
+        ("soft prompt", "prompting/tuning_methods"),
+        ("Laplace", "foundations/bayes_predictors"),
+        ("LoRA", "prompting/tuning_methods"),
+    ],
+)
+def test_search_needs_no_server_and_finds_where_a_word_is_explained(browser, words, chapter):
+    if not PAGES:
+        missing("the book is not built: `make book`")
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{(HTML / 'search.html').as_uri()}?q={quote(words)}")
+        first = page.locator("#search-results ul.search > li > a").first
+        assert first.get_attribute("href").partition("#")[0] == f"{chapter}.html"
+
+
+@every_page
+def test_a_page_loads_little_before_a_slider_is_touched(browser, site, name):
+    """In bytes on the way, texts compressed as web servers do."""
+    with browser.new_context() as context:
+        page, weights = context.new_page(), {}
+        page.on("response", lambda response: weights.update({response.url: weight(response)}))
+        page.goto(site + name, wait_until="networkidle")
+    assert sum(weights.values()) <= 1_500_000, weights
+    assert (HTML / name).stat().st_size <= 600_000
+
+
+def test_the_site_is_small():
+    if not PAGES:
+        missing("the book is not built: `make book`")
+    assert sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file()) <= 60_000_000

@@ -1,12 +1,14 @@
 """The project's files agree with each other, and the chapters keep the book's rules."""
 
-import importlib.util
 import json
 import re
 import statistics
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import chapters
 import nbformat
 import pytest
 import yaml
@@ -18,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-CONFIG = yaml.safe_load((BOOK / "_config.yml").read_text())
 SETUP = (BOOK / "_setup_cell.py").read_text().strip()
 NAMES = sorted(str(path.relative_to(BOOK)) for path in BOOK.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 CHAPTERS = {name: nbformat.read(BOOK / name, as_version=4) for name in NAMES}
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 every_chapter = pytest.mark.parametrize("name", NAMES)
 # What a reader sees as a picture: a slider, or the figure that a cell shows.
 EXPLORES = re.compile(r"^(?:\w+\.)?explore\(", re.MULTILINE)
@@ -54,7 +56,8 @@ def test_conda_and_pip_install_the_same():
 def test_exact_versions_admitted_by_the_floors(file, needed):
     versions = locked(file)
     for requirement in map(Requirement, needed):
-        if requirement.name != PROJECT["name"]:
+        added = file == "colab.txt" and f'"{requirement.name}"' in SETUP  # by the chapters themselves
+        if requirement.name != PROJECT["name"] and not (added and requirement.name not in versions):
             assert requirement.specifier.contains(versions[requirement.name]), requirement
 
 
@@ -68,16 +71,40 @@ def test_the_version_is_one():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == bayesprompt.__version__
 
 
-def test_the_repositorys_address_is_one():
-    address = CONFIG["repository"]["url"]
-    assert f'"git+{address}"' in SETUP
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["repository-code"] == address
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_is_valid_and_may_do_little(path):
+    """Every action is pinned by its commit, every step that runs is a make target, rights are named where needed."""
+    program = Path(sys.executable).with_name("check-jsonschema")
+    subprocess.run([program, "--builtin-schema", "vendor.github-workflows", path], check=True)
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"} and workflow["concurrency"]
+    targets = re.search(r"^\.PHONY:((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"]
+        for step in job["steps"]:
+            if "run" in step:
+                assert re.fullmatch(r"make ([\w-]+|\$\{\{ matrix\.target \}\})( [A-Z]+=\w+)*", step["run"]), step
+        asked = [step["run"].split()[1] for step in job["steps"] if "run" in step]
+        asked += [one["target"] for one in job.get("strategy", {}).get("matrix", {}).get("include", [])]
+        assert {target for target in asked if target != "${{"} <= {*targets}
+    used = re.findall(r"uses: (.*)", path.read_text())
+    assert [action for action in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)] == []
+
+
+def test_the_forms_for_issues_and_updates_are_valid():
+    program = Path(sys.executable).with_name("check-jsonschema")
+    subprocess.run([program, "--builtin-schema", "vendor.dependabot", ROOT / ".github" / "dependabot.yml"], check=True)
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
+    subprocess.run([program, "--builtin-schema", "vendor.github-issue-forms", *forms], check=True)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_every_link_to_a_file_leads_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
-    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()) if "://" not in link]
+    on_github = [link.removeprefix("../../") for link in links if link.startswith("../../")]  # from blob/main/
+    assert [link for link in links if not link.startswith("../../") and not (ROOT / link).exists()] == []
+    known = {"releases", *(f"actions/workflows/{path.name}{end}" for path in WORKFLOWS for end in ("", "/badge.svg"))}
+    assert {*on_github} <= known
 
 
 def test_the_contents_name_every_chapter():
@@ -132,47 +159,44 @@ def test_figures_have_names_of_their_own():
 
 
 @pytest.fixture
-def book(tmp_path, monkeypatch):
-    """The program that builds the book, at work on an empty project."""
-    spec = importlib.util.spec_from_file_location("book", ROOT / "scripts" / "book.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def project(tmp_path, monkeypatch):
+    """The program that executes the chapters, at work on an empty project."""
     for name in ("BOOK", "BUILD", "EXECUTED", "STAMPS"):
-        monkeypatch.setattr(module, name, tmp_path / getattr(module, name).relative_to(ROOT))
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "scripts" / "book.py"))
+        monkeypatch.setattr(chapters, name, tmp_path / getattr(chapters, name).relative_to(ROOT))
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    monkeypatch.setattr(chapters, "__file__", str(tmp_path / "scripts" / "chapters.py"))
     for folder in ("book", "src", "requirements", "scripts"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "scripts" / "book.py").write_text("")
+    (tmp_path / "scripts" / "chapters.py").write_text("")
     (tmp_path / "requirements" / "lock.txt").write_text("a==1")
-    return module
+    return tmp_path
 
 
-def write_chapter(book, source: str, name: str = "chapter") -> None:
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), book.BOOK / f"{name}.ipynb")
+def write_chapter(source: str, name: str = "chapter") -> None:
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), chapters.BOOK / f"{name}.ipynb")
 
 
-def test_chapters_are_executed_again_if_and_only_if_something_changed(book, monkeypatch):
+def test_chapters_are_executed_again_if_and_only_if_something_changed(project, monkeypatch):
     executed = []
-    monkeypatch.setattr(book, "nbmake", lambda names: executed.extend(names) or set(names))
+    monkeypatch.setattr(chapters, "nbmake", lambda names: executed.extend(names) or set(names))
 
     def executes() -> bool:
         executed.clear()
-        book.execute()
+        chapters.execute()
         return executed == ["chapter.ipynb"]
 
-    write_chapter(book, "1 + 1")
+    write_chapter("1 + 1")
     assert executes() and not executes()
     for changed in ("src/module.py", "src/results/a.nc", "requirements/lock.txt"):
-        (book.ROOT / changed).parent.mkdir(exist_ok=True)
-        (book.ROOT / changed).write_text("something else")
+        (project / changed).parent.mkdir(exist_ok=True)
+        (project / changed).write_text("something else")
         assert executes() and not executes()
-    write_chapter(book, "1 + 2")
+    write_chapter("1 + 2")
     assert executes() and not executes()
 
 
 @pytest.mark.slow
-def test_errors_and_warnings_of_ours_stop_the_book(book, capfd):
+def test_errors_and_warnings_of_ours_stop_the_book(project, capfd):
     warn = "import warnings; warnings.warn_explicit('', {}, 'file', 1, module='{}')".format
     good = {"computes": "1 + 1", "others": warn("UserWarning", "others")}
     bad = {
@@ -182,8 +206,8 @@ def test_errors_and_warnings_of_ours_stop_the_book(book, capfd):
         "module": warn("RuntimeWarning", "bayesprompt.sources.coins"),
     }
     for name, source in {**good, **bad}.items():
-        write_chapter(book, source, name)
+        write_chapter(source, name)
     with pytest.raises(SystemExit):
-        book.execute()
+        chapters.execute()
     assert set(re.findall(r"^FAILED \S*?(\w+)\.ipynb", capfd.readouterr().out, re.MULTILINE)) == set(bad)
-    assert json.loads(book.STAMPS.read_text()).keys() == {f"{name}.ipynb" for name in good}
+    assert json.loads(chapters.STAMPS.read_text()).keys() == {f"{name}.ipynb" for name in good}

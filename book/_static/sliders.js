@@ -1,14 +1,20 @@
-// Tell a screen reader what a slider is for and which value it shows: the widgets leave their handles without a name.
-const nameSliders = () => {
-  for (const slider of document.querySelectorAll(".explore .widget-slider")) {
-    const handle = slider.querySelector("[role=slider]");
-    const names = {
-      "aria-label": slider.querySelector(".widget-label")?.textContent,
-      "aria-valuetext": slider.querySelector(".widget-readout")?.textContent,
-    };
-    for (const [attribute, text] of Object.entries(names)) {
-      if (handle && text && handle.getAttribute(attribute) !== text) handle.setAttribute(attribute, text);
+// A slider shows the frame of its place. The other frames are fetched once somebody is about to move it.
+const start = (box) => {
+  const picture = box.querySelector("img");
+  const sliders = [...box.querySelectorAll("input")];
+  const { words, frames } = JSON.parse(box.querySelector("script").textContent);
+  const show = () => {
+    let place = 0;
+    for (const [i, slider] of sliders.entries()) {
+      const word = words[i][slider.value];
+      place = place * words[i].length + Number(slider.value);
+      slider.setAttribute("aria-valuetext", word);
+      slider.nextElementSibling.textContent = word;
     }
-  }
+    [picture.src, picture.alt] = frames[place];
+  };
+  const fetchAll = () => frames.forEach(([address]) => (new Image().src = address));
+  for (const event of ["pointerover", "focusin"]) box.addEventListener(event, fetchAll, { once: true });
+  box.addEventListener("input", show);
 };
-new MutationObserver(nameSliders).observe(document, { childList: true, subtree: true, characterData: true });
+document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".explore").forEach(start));

@@ -4,7 +4,7 @@ The names here are the library: sources of sequences with exact Bayes predictors
 one training loop, regrets; and the stored results. Importing it changes nothing outside it.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,12 +1,16 @@
 """Sliders: every frame drawn once and described in words, turned in the browser, or by the kernel where it must be."""
 
+import base64
+import io
 import re
 
 import ipywidgets
 import matplotlib
+import numpy as np
 import pytest
 from ipywidgets.embed import embed_data
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from bayesprompt.lab import widgets
 from bayesprompt.lab.widgets import explore
@@ -31,12 +35,18 @@ def words(html: str) -> str:
     return re.search(r'alt="([^"]*)"', html)[1]
 
 
+def pixels(html: str) -> np.ndarray:
+    """What a frame shows, (height, width, 4)."""
+    data = base64.b64decode(re.search(r'base64,([^"]*)"', html)[1])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+
+
 def test_one_slider_turns_its_frames_in_the_browser():
     box = explore(bar, alt="a bar of height {height}", height=[1, 2, 3])
     slider, stack = box.children
     assert slider.description == "height" and [label for label, _ in slider.options] == ["1", "2", "3"]
     assert [words(html) for html in pictures(stack)] == [f"a bar of height {height}" for height in (1, 2, 3)]
-    assert len(set(pictures(stack))) == 3 and all('src="data:image/png;base64,' in html for html in pictures(stack))
+    assert len(set(pictures(stack))) == 3 and all('src="data:image/webp;base64,' in html for html in pictures(stack))
     state = embed_data(views=[box])["manager_state"]["state"]  # what a page without Python has to go by
     (link,) = [entry["state"] for entry in state.values() if entry["model_name"] == "LinkModel"]
     assert link["source"] == [f"IPY_MODEL_{slider.model_id}", "index"]
@@ -76,7 +86,16 @@ def test_each_frame_is_drawn_once_of_one_size_and_closed():
     _, stack = explore(draw, alt="{height}", height=range(4)).children
     assert drawn == [0, 1, 2, 3]
     assert plt.get_fignums() == before
-    assert len({html[:60] for html in pictures(stack)}) == 1, "a PNG's first bytes hold its size"
+    assert {pixels(html).shape for html in pictures(stack)} == {(150, 300, 4)}
+
+
+def test_a_frame_is_the_figure_pixel_by_pixel():
+    _, stack = explore(bar, alt="{height}", height=[2]).children
+    figure, buffer = bar(2), io.BytesIO()
+    figure.set_layout_engine("constrained")
+    figure.savefig(buffer, format="png", dpi=widgets.DOTS_PER_INCH)
+    plt.close(figure)
+    np.testing.assert_array_equal(pixels(pictures(stack)[0]), np.asarray(Image.open(buffer)))
 
 
 def test_words_are_escaped():

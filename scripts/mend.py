@@ -1,0 +1,42 @@
+"""What the theme, Sphinx and pandas leave slow or wrong on built pages, mended: this only takes away and merges."""
+
+import re
+from pathlib import Path
+
+STYLE = re.compile(r'<link (?=[^>]*rel="stylesheet")[^>]*href="([^"]*?)(_static/[^"?]*)[^"]*"[^>]*>\s*')
+MENDED = [
+    # What searches, on all pages but the one for it.
+    (r"<script[^>]* src=\"[^\"]*(searchtools|language_data|searchindex)\.js\"[^>]*></script>", ""),
+    (r"<script[^>]*/fontawesome\.js[^>]*></script>", ""),  # 1.5 MB of drawn icons: the style sheet has them as a font
+    # Text comes first: all scripts wait for it, but the one that inline scripts go on from.
+    (r"<script (?!defer)(?=[^>]*src=)(?![^>]*documentation_options)", "<script defer "),
+    ('id="pst-primary-sidebar"', r'\g<0> role="navigation" aria-label="Book"'),  # a landmark for who listens
+    ("<h1></h1>", ""),  # on the page for wrong addresses
+    (r"<th([^>]*)>(&nbsp;)?</th>", r"<td\1></td>"),  # no title, so no column's or row's head
+    (' role="doc-biblioentry"| role="list"(?= class="citation-list")', ""),  # neither an entry nor a list to a browser
+]
+
+
+def mend(html: Path) -> None:
+    """Mend every page of a site."""
+    (icons,) = html.glob("_static/scripts/fontawesome.js")
+    icons.unlink()
+    sheet = one_style_sheet(html)
+    for path in html.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        if found := STYLE.search(text):
+            text = STYLE.sub("", text.replace(found[0], "@sheet", 1))
+            text = text.replace("@sheet", f'<link rel="stylesheet" href="{found[1]}{sheet}">\n')
+        for wrong, right in MENDED[path.name == "search.html" :]:
+            text = re.sub(wrong, right, text)
+        path.write_text(text, encoding="utf-8")
+
+
+def one_style_sheet(html: Path) -> str:
+    """Merge the style sheets that pages ask for, ten in a row, into one; return its address."""
+    names = [name for _, name in STYLE.findall((html / "search.html").read_text(encoding="utf-8"))]
+    basic = (html / "_static" / "basic.css").read_text(encoding="utf-8").replace("url(file.png)", "url(../file.png)")
+    sheets = [(html / name).read_text(encoding="utf-8").replace('@import "../basic.css";', basic) for name in names]
+    merged = "\n".join(sheets).replace('@charset "UTF-8";', "")
+    (html / "_static" / "styles" / "book.css").write_text(merged, encoding="utf-8")
+    return "_static/styles/book.css"

@@ -1,0 +1,85 @@
+"""Pictures of executed chapters as files of their own, and sliders that need no widgets, for the built pages.
+
+In a notebook a picture travels as text inside it, and so would every frame of every slider inside the page. Here each
+becomes a file in a folder beside its page, fetched when it comes into view or its slider is touched. A slider becomes
+an `<input type="range">`, which every browser draws, moves by keys and reads aloud; `_static/sliders.js` turns it.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+from pathlib import Path
+
+from PIL import Image
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+STATE = "application/vnd.jupyter.widget-state+json"
+FRAME = re.compile(r'<img src="data:image/\w+;base64,([^"]*)" alt="([^"]*)">')
+
+
+def to_files(notebook: dict, folder: Path, address: str) -> None:
+    """Write all pictures of an executed notebook to a folder, and leave HTML in its outputs that shows them.
+
+    `address` is the folder as seen from the page.
+    """
+    widgets = notebook["metadata"].pop("widgets", {}).get(STATE, {}).get("state", {})
+    for number, cell in enumerate(notebook["cells"]):
+        alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+        for data in (output["data"] for output in cell.get("outputs", []) if "data" in output):
+            if view := data.get(VIEW):
+                data.clear()
+                data["text/html"] = slider(widgets, view["model_id"], folder, address, f"slider-{number}")
+            elif picture := data.get("image/png"):
+                data.clear()
+                data["text/html"] = image(*save(picture, folder, address), html.escape(alt))
+
+
+def slider(widgets: dict[str, dict], model: str, folder: Path, address: str, name: str) -> str:
+    """HTML of what `bayesprompt.lab.widgets.explore` made: its sliders, its first frame, and where the others are."""
+    *models, stack = children(widgets, model)
+    states = [widgets[each]["state"] for each in models]
+    frames = [(*save(data, folder, address), alt) for data, alt in leaves(widgets, stack)]
+    lines = ['<div class="explore">']
+    for number, state in enumerate(states):
+        first, *rest = map(html.escape, state["_options_labels"])
+        lines += [
+            f'<label for="{name}-{number}">{html.escape(state["description"])}</label>',
+            f'<input id="{name}-{number}" type="range" max="{len(rest)}" value="0" autocomplete="off"'
+            f' aria-valuetext="{first}">',
+            f'<span aria-hidden="true">{first}</span>',
+        ]
+    words = [state["_options_labels"] for state in states]
+    turned = [(source, html.unescape(alt)) for source, _, alt in frames]
+    script = json.dumps({"words": words, "frames": turned}, ensure_ascii=False).replace("</", r"<\/")
+    return "\n".join([*lines, image(*frames[0]), f'<script type="application/json">{script}</script>', "</div>"])
+
+
+def children(widgets: dict[str, dict], model: str) -> list[str]:
+    """Names of the widgets inside a widget."""
+    return [child.removeprefix("IPY_MODEL_") for child in widgets[model]["state"].get("children", [])]
+
+
+def leaves(widgets: dict[str, dict], model: str) -> list[tuple[str, str]]:
+    """All frames of stacks in stacks, the last slider's running fastest: picture and words, as they stand in HTML."""
+    if inside := children(widgets, model):
+        return [leaf for child in inside for leaf in leaves(widgets, child)]
+    return [FRAME.fullmatch(widgets[model]["state"]["value"]).groups()]
+
+
+def save(picture: str, folder: Path, address: str) -> tuple[str, tuple[int, int]]:
+    """Write a picture, the same pixels in fewer bytes, under a name made of it; return its address and its size."""
+    data = base64.b64decode(picture)
+    path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.webp"
+    with Image.open(io.BytesIO(data)) as opened:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            opened.save(path, lossless=True)
+        return f"{address}/{path.name}", opened.size
+
+
+def image(source: str, size: tuple[int, int], alt: str) -> str:
+    """An image whose place is kept until it has come."""
+    return f'<img src="{source}" alt="{alt}" width="{size[0]}" height="{size[1]}" loading="lazy">'

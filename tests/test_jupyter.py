@@ -1,0 +1,73 @@
+"""JupyterLab, as Binder, Codespaces and `make` bring it: a chapter opens, runs, and its slider moves its picture."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+SLIDER = """
+from matplotlib import pyplot as plt
+from bayesprompt.lab.widgets import explore
+def bar(height):
+    figure, axes = plt.subplots()
+    axes.bar([0], [height])
+    return figure
+explore(bar, alt="a bar of height {height}", height=[1, 2, 3])
+"""
+
+
+@contextlib.contextmanager
+def jupyter(folder: Path):
+    """The address of a JupyterLab of this environment that serves a folder."""
+    command = [
+        Path(sys.executable).with_name("jupyter-lab"),
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--port=0",
+        "--allow-root",
+    ]
+    options = [
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--LabApp.news_url=",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "data")}
+    with subprocess.Popen([*command, *options], env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            yield next(found[0] for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+/lab", line)))
+        finally:
+            server.terminate()
+
+
+@pytest.mark.slow
+def test_a_slider_works_in_jupyterlab(tmp_path):
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    if not (program := next(filter(None, map(shutil.which, names)), None)):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no browser: install Chromium")
+    setup = nbformat.v4.new_code_cell((ROOT / "book" / "_setup_cell.py").read_text())
+    notebook = nbformat.v4.new_notebook(cells=[setup, nbformat.v4.new_code_cell(SLIDER)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "chapter.ipynb")
+    with jupyter(tmp_path) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=QUIET.split())
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(120_000)
+        page.goto(f"{address}/tree/chapter.ipynb")
+        page.locator(".jp-Notebook .jp-Cell").first.click()
+        for _ in range(2):
+            page.keyboard.press("Shift+Enter")
+        picture = page.locator(".explore img:visible")
+        expect(picture).to_have_attribute("alt", "a bar of height 1", timeout=120_000)
+        page.locator(".explore [role=slider]").press("ArrowRight")
+        expect(page.locator(".explore img:visible")).to_have_attribute("alt", "a bar of height 2")
+        browser.close()

@@ -1,0 +1,113 @@
+"""Pictures as files: the same pixels and words, sliders with every frame, and nothing else of a notebook changed."""
+
+import base64
+import io
+import json
+import re
+
+import matplotlib
+import numpy as np
+import pictures
+import pytest
+from ipywidgets import Widget
+from ipywidgets.embed import embed_data
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from bayesprompt.lab.widgets import explore
+
+matplotlib.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def no_widgets_left():
+    """Links of widgets that are still open turn up in what other tests embed."""
+    yield
+    Widget.close_all()
+
+
+def bar(height=1, width=1):
+    figure, axes = plt.subplots(figsize=(2, 1))
+    axes.bar([0], [height], width=width)
+    return figure
+
+
+def notebook(*outputs: dict, state: dict | None = None) -> dict:
+    """A notebook as it is after its execution, one cell for each output."""
+    metadata = {"mystnb": {"image": {"alt": "less < more"}}}
+    cells = [
+        {"cell_type": "code", "metadata": metadata, "outputs": [{"output_type": "display_data", "data": data}]}
+        for data in outputs
+    ]
+    widgets = {"application/vnd.jupyter.widget-state+json": {"state": state}} if state else {}
+    return {
+        "metadata": {"kernelspec": {}, "widgets": widgets},
+        "cells": [{"cell_type": "markdown", "metadata": {}}, *cells],
+    }
+
+
+def with_slider(box) -> dict:
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": box.model_id}, "text/plain": "VBox(...)"}
+    return notebook(view, state=embed_data(views=[box])["manager_state"]["state"])
+
+
+def pixels(data) -> np.ndarray:
+    return np.asarray(Image.open(data).convert("RGBA"))
+
+
+def frames_of(box) -> list[str]:
+    *_, stack = box.children
+    leaves = [leaf for child in stack.children for leaf in getattr(child, "children", [child])]
+    return [leaf.value for leaf in leaves]
+
+
+def test_a_slider_has_every_frame_with_its_words_and_the_same_pixels(tmp_path):
+    box = explore(bar, alt='{height} < {width} & "more"', height=[1, 2], width=[0.25, 1.0, 0.5])
+    made = with_slider(box)
+    pictures.to_files(made, tmp_path / "chapter", "chapter")
+    html = made["cells"][1]["outputs"][0]["data"].pop("text/html")
+    assert made["cells"][1]["outputs"][0]["data"] == {} and made["metadata"] == {"kernelspec": {}}
+    found = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)[1])
+    assert found["words"] == [["1", "2"], ["0.25", "1", "0.5"]]
+    assert [words for _, words in found["frames"]] == [f'{h} < {w} & "more"' for h in (1, 2) for w in (0.25, 1.0, 0.5)]
+    for (address, _), before in zip(found["frames"], frames_of(box), strict=True):
+        data = re.search(r'base64,([^"]*)"', before)[1]
+        np.testing.assert_array_equal(pixels(tmp_path / address), pixels(io.BytesIO(base64.b64decode(data))))
+    first = re.search(r'<img src="([^"]*)" alt="([^"]*)" width="(\d+)" height="(\d+)"', html)
+    assert first.groups() == (found["frames"][0][0], "1 &lt; 0.25 &amp; &quot;more&quot;", "300", "150")
+
+
+def test_a_slider_is_named_and_announced_by_words(tmp_path):
+    made = with_slider(explore(bar, alt="{height}", height=[1, 2, 3]))
+    pictures.to_files(made, tmp_path / "chapter", "chapter")
+    html = made["cells"][1]["outputs"][0]["data"]["text/html"]
+    key, last, word = re.search(r'<input id="(\S+)" type="range" max="(\d)" .*aria-valuetext="(\w+)"', html).groups()
+    assert (last, word) == ("2", "1") and f'<label for="{key}">height</label>' in html
+
+
+def test_a_slider_of_one_value_stays_where_it_is(tmp_path):
+    made = with_slider(explore(bar, alt="{height}", height=[1]))
+    pictures.to_files(made, tmp_path / "chapter", "chapter")
+    assert 'max="0"' in made["cells"][1]["outputs"][0]["data"]["text/html"]
+
+
+def test_words_cannot_end_the_script_that_holds_them(tmp_path):
+    made = with_slider(explore(bar, alt="</script><b>{height}", height=[1]))
+    pictures.to_files(made, tmp_path / "chapter", "chapter")
+    html = made["cells"][1]["outputs"][0]["data"]["text/html"]
+    assert html.count("</script>") == 1 and "<b>" not in html.partition("<script")[0]
+
+
+def test_a_figure_keeps_its_pixels_and_its_words_and_other_outputs_stay(tmp_path):
+    buffer = io.BytesIO()
+    figure = bar()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    table = {"text/html": "<table></table>", "text/plain": "a table"}
+    made = notebook({"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": "<Figure>"}, dict(table))
+    pictures.to_files(made, tmp_path / "chapter", "chapter")
+    html = made["cells"][1]["outputs"][0]["data"]["text/html"]
+    address, words = re.search(r'src="([^"]*)" alt="([^"]*)"', html).groups()
+    assert words == "less &lt; more"
+    np.testing.assert_array_equal(pixels(tmp_path / address), pixels(buffer))
+    assert made["cells"][2]["outputs"][0]["data"] == table
