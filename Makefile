@@ -17,7 +17,7 @@ export SITE ?=
 help:
 	@echo 'make book        build the book and print the address of its first page'
 	@echo 'make test        all tests: units, chapters, built pages in a browser'
-	@echo 'make check       lint and unit tests with shapes checked: about 4 minutes'
+	@echo 'make check       lint, types, direction of imports, and unit tests with shapes checked: about 4 minutes'
 	@echo 'make pdf         the book as one PDF, in build/bayesprompt.pdf'
 	@echo 'make figures     the figures of the papers as PNG and PDF, in build/figures'
 	@echo 'make bench       how fast it is here, in 5 minutes; THUNNINI=PATH adds ratios to a checkout of the public code'
@@ -53,6 +53,8 @@ test: .venv/installed
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --ignore tests/test_pages.py
 
 pdf: book

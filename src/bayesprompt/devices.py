@@ -24,7 +24,9 @@ def use_every_core() -> None:
 
     This takes effect only where JAX has not started and nobody has chosen (JAX_NUM_CPU_DEVICES, XLA_FLAGS).
     """
-    chosen = jax.config.jax_num_cpu_devices > 0 or "force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    chosen = jax.config.values["jax_num_cpu_devices"] > 0 or "force_host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
     if not chosen:
         try:
             jax.config.update("jax_num_cpu_devices", allowed_cores())
@@ -71,7 +73,7 @@ def _lines(path: Path) -> list[str]:
 
 def keep_compiled(folder: Path) -> None:
     """Keep compiled programs on disk, so that the next process starts in seconds; a folder the user chose stays."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

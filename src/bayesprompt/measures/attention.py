@@ -4,6 +4,8 @@
 NumPy and JAX arrays alike, in their precision. Equations are those of Petrov, Torr & Bibi (2024).
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +94,8 @@ def attention_block(
     T: float | int = 1,
 ) -> Float[Numbers, "*batch p d_out"]:
     """Return t_1, ..., t_p (Eq. 2), the heads' outputs summed, of content rows x behind a prefix."""
-    return sum(outputs(read_rows(head, x, prefix, T)) for head in heads)
+    each = (outputs(read_rows(head, x, prefix, T)) for head in heads)
+    return functools.reduce(operator.add, each)
 
 
 def log_attention(reading: Reading) -> Attention:

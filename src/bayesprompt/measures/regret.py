@@ -85,7 +85,8 @@ def exact_regret(
     check_coins(predictor=predictor, target=target)
     check_integer("length", length, 1)
     prompt = check_counts(prompt_counts, 2, "prompt_counts")
-    return regret_after(predictor, prompt, *outcomes(target, length), target.mean_entropy())
+    steps, counts, probs = outcomes(target, length)
+    return regret_after(predictor, prompt, steps, counts, probs, target.mean_entropy())
 
 
 def exact_stderr(
@@ -98,15 +99,16 @@ def exact_stderr(
     """
     check_coins(predictor=predictor, target=target)
     check_integer("n", n, 1)
-    if not hasattr(target, "components"):
+    components, weights = (getattr(target, name, None) for name in ("components", "weights"))
+    if components is None or weights is None:
         raise UserError(f"target = {target}: must be one of finitely many coins")
     prompt, heads = check_counts(prompt_counts, 2, "prompt_counts"), np.arange(n + 1)
     counts = np.stack([heads, n - heads], axis=-1)
     log_orders = gammaln(n + 1) - gammaln(counts + 1).sum(-1)
     loss = predictor.log_evidence(prompt) - predictor.log_evidence(counts + prompt)
-    probs = np.asarray(target.components)[:, None, :]
+    probs = np.asarray(components)[:, None, :]
     log_likelihood = xlogy(counts, probs).sum(-1)  # (C, n + 1): of one sequence with these counts
-    weight = np.asarray(target.weights)[:, None] * np.exp(log_orders + log_likelihood)
+    weight = np.asarray(weights)[:, None] * np.exp(log_orders + log_likelihood)
     excess = np.where(weight > 0, loss + log_likelihood, 0)
     mean = (weight * excess).sum()
     return float(np.sqrt((weight * (excess - mean) ** 2).sum() / sequences))

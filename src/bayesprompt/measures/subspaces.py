@@ -102,9 +102,10 @@ def composed_logits(
     The second layer reads the first one's outputs (its heads summed), as they are; its own prefix is left out.
     """
     parts = [bias_decomposition(read_rows(head, x, prefix)) for head in first]
-    terms = next_layer_decomposition(sum(part.bias for part in parts), sum(part.kept for part in parts), second)
+    bias, kept = (np.sum([part[field] for part in parts], axis=0) for field in (1, 2))
+    terms = next_layer_decomposition(bias, kept, second)
     reading = read_rows(second, attention_block(first, x, prefix))
-    return terms, reading.query @ reading.key.T
+    return terms, np.asarray(reading.query @ reading.key.T)
 
 
 class Errors(NamedTuple):
@@ -121,13 +122,12 @@ class Errors(NamedTuple):
 
 def identity_errors(reading: Reading) -> Errors:
     """Return the errors of a reading with leading axes (B, H), as NumPy arrays."""
-    whole, parts = outputs(reading), bias_decomposition(reading)
-    content = relative_content_attention(reading), attention(content_only(reading)).content
-    return Errors(
-        _worst(*content),
-        _worst(parts.bias + parts.kept, whole),
-        beyond_rank(whole - parts.kept, whole, reading.prefix_key.shape[-2]),
-    )
+    whole, parts = np.asarray(outputs(reading)), bias_decomposition(reading)
+    content = (relative_content_attention(reading), attention(content_only(reading)).content)
+    with_prefix, without = (np.asarray(x) for x in content)
+    bias, kept = np.asarray(parts.bias), np.asarray(parts.kept)
+    rank = beyond_rank(whole - kept, whole, reading.prefix_key.shape[-2])
+    return Errors(_worst(with_prefix, without), _worst(bias + kept, whole), rank)
 
 
 def _worst(found: Float[np.ndarray, "B H n m"], reference: Float[np.ndarray, "B H n m"]) -> Float[np.ndarray, " H"]:

@@ -44,7 +44,7 @@ def make_gpt(architecture: GPT) -> Predictor:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(architecture: GPT, params: Params, inputs: Array, prefix: Prefix) -> Array:
+def _decode(architecture: GPT, params: Params, inputs: Array, prefix: Prefix) -> Any:
     return GPTNetwork(architecture).apply({"params": params}, prefix, inputs, method="decode")
 
 
@@ -100,8 +100,9 @@ class GPTNetwork(nn.Module):
         found, _ = run_blocks(self.torso.blocks, rows[None], slice(0, pads), prefix.layers)
         tokens, positions = self.embedding()
         choices = self.drop(tokens[None] + positions[pads:, None])  # (n, K, D): every token at every position
+        read = [layer.reading for layer in found if layer.reading is not None]
         return {
-            "memory": [(layer.reading.prefix_key[0], layer.reading.prefix_value[0]) for layer in found],
+            "memory": [(reading.prefix_key[0], reading.prefix_value[0]) for reading in read],
             "choices": choices,
             "projected": self.torso.blocks[0].project(choices),
         }
@@ -109,17 +110,17 @@ class GPTNetwork(nn.Module):
     def predict(self, state: State, tokens: Int[Array, "B N"]) -> Float[Array, "B size K"]:
         """Predict the answer's tokens from the state and the tokens before each."""
         sizes, read = self.architecture, tokens[:, :-1]
-        query, *others = state["projected"]
+        query, key, value = state["projected"]
         # In the last block only the rows that predict ask.
         num_queries = [sizes.rows] * (sizes.num_layers - 1) + [sizes.size]
         x, query = (
             look_up(table[-num_queries[0] :], read[:, -num_queries[0] :]) for table in (state["choices"], query)
         )
-        rows = query, *(look_up(table, read) for table in others)
+        key, value = (look_up(table, read) for table in (key, value))
         for index, block in enumerate(self.torso.blocks):
             if index:
-                rows, x = block.project(x, num_queries[index]), x[:, -num_queries[index] :]
-            x = block.finish(x, block.attend(*rows, state["memory"][index]))
+                (query, key, value), x = block.project(x, num_queries[index]), x[:, -num_queries[index] :]
+            x = block.finish(x, block.attend(query, key, value, state["memory"][index]))
         return self.unembedding(x)
 
     def inspect(self, tokens: Int[Array, "B N"], prefix: Prefix) -> Trace:

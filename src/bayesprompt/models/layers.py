@@ -110,11 +110,8 @@ def cut(
 ) -> Reading:
     """Divide rows into those of a prefix and those of the content; the content behind the prefix asks."""
     query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))
-    key, value = (
-        (jnp.concatenate([y[:, :, : prefix.start], y[:, :, prefix.stop :]], axis=2), y[:, :, prefix])
-        for y in (key, value)
-    )
-    return Reading(query[:, :, prefix.stop :], key[0], value[0], key[1], value[1])
+    keys, values = (jnp.concatenate([y[:, :, : prefix.start], y[:, :, prefix.stop :]], axis=2) for y in (key, value))
+    return Reading(query[:, :, prefix.stop :], keys, values, key[:, :, prefix], value[:, :, prefix])
 
 
 def run_blocks(
@@ -132,8 +129,8 @@ def run_blocks(
     found = []
     for index, block in enumerate(blocks):
         seen = x if layers is None else x.at[:, place : place + layers.shape[1]].set(layers[index][None])
-        rows = block.project(seen)
-        added = block.attend(*rows)
-        found.append(Layer(seen, added, cut(*rows, prefix)))
+        query, key, value = block.project(seen)
+        added = block.attend(query, key, value)
+        found.append(Layer(seen, added, cut(query, key, value, prefix)))
         x = block.finish(x, added)
     return tuple(found), x

@@ -29,9 +29,17 @@ Params = Any  # a pytree of float arrays; ours: a nested dict with "embedding", 
 class Architecture(Protocol):
     """Sizes of a network, as the tuners read them; hashable, so that equal sizes share compiled programs."""
 
-    num_tokens: int
-    embed_dim: int
-    num_layers: int
+    @property
+    def num_tokens(self) -> int:
+        """Size of the alphabet K."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Embedding width D."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers whose attention a prefix can reach."""
 
 
 class Predictor(NamedTuple):
@@ -57,7 +65,7 @@ class Predictor(NamedTuple):
     init: Callable[[Array], Params]
     prompt: Callable[[Params, Prefix, int], State]
     predict: Callable[[Params, State, Array], Array]
-    architecture: Architecture
+    architecture: Any  # an Architecture
     losses: Callable[[Params, State, Array], Array] | None = None
     inspect: Callable[[Params, Array, Prefix], Trace] | None = None
     sequences_in_cache: int = 64
@@ -139,13 +147,13 @@ def make_predictor(architecture: Transformer | LSTM) -> Predictor:
 class Network(nn.Module):
     """Embedding -> torso -> unembedding."""
 
-    architecture: Transformer | LSTM
+    architecture: Any  # Transformer or LSTM
 
     def setup(self) -> None:
         """Create the three parts; their names are the top-level keys of the parameters."""
         self.embedding = nn.Dense(self.architecture.embed_dim)
-        torso = TransformerTorso if isinstance(self.architecture, Transformer) else LSTMTorso
-        self.torso = torso(self.architecture)
+        attends = isinstance(self.architecture, Transformer)
+        self.torso = TransformerTorso(self.architecture) if attends else LSTMTorso(self.architecture)
         self.unembedding = nn.Dense(self.architecture.num_tokens)
 
     def create(self) -> Float[Array, "1 2 K"]:

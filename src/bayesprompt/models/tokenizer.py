@@ -44,7 +44,7 @@ def make_tokenizer(settings: Settings) -> Any:
     if not isinstance(types, list) or len(types) != len(tokens) or set(types) - {_PLAIN, _CONTROL, _ADDED, _UNUSED}:
         raise RefusedFileError(f"{path} = tokenizer.ggml.token_type: must be 1, 3, 4 or 5, one for each token")
     form = FORMS[name]
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if form.digits else []
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if form.digits else []
     steps += [pre_tokenizers.Split(Regex(form.pattern), "isolated")] if form.pattern else []
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=form.pattern is None))
     try:

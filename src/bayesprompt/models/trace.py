@@ -1,6 +1,7 @@
 """What a network does inside, read from it the same way for all: `inspect`, and what it says of prefixes."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ def inspect(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _inspect(predictor: Predictor, params: Params, tokens: Array, prefix: Prefix) -> Trace:
+    assert predictor.inspect is not None
     with jax.default_matmul_precision("highest"):
         return predictor.inspect(params, tokens, prefix)
 
@@ -47,7 +49,7 @@ def soft_from_hard(predictor: Predictor, params: Params, prefix: Prefix) -> Pref
     """
     if prefix.inputs is None:
         raise UserError("prefix = no inputs: must be rows in token space")
-    rows = Network(predictor.architecture).apply({"params": params}, prefix, method="rows")
+    rows: Any = Network(predictor.architecture).apply({"params": params}, prefix, method="rows")
     return Prefix(embeddings=rows[1:])
 
 

@@ -85,19 +85,21 @@ class TransformerTorso(nn.Module):
         found, x = run_blocks(self.blocks, (rows + places[:start])[None], slice(0, start), layers, 1)
         # A token has only K values: what it brings into the first block is computed once a position and value.
         choices = vocabulary[None] + places[start:, None]  # (N - 1, K, D)
+        read = [layer.reading for layer in found if layer.reading is not None]
         return {
             "first": x[0, -1],
-            "memory": [(layer.reading.prefix_key[0], layer.reading.prefix_value[0]) for layer in found],
+            "memory": [(reading.prefix_key[0], reading.prefix_value[0]) for reading in read],
             "choices": choices,
             "projected": self.blocks[0].project(choices),
         }
 
     def predict(self, state: State, tokens: Int[Array, "B n"]) -> tuple[Array, Array]:
         """Return the output of the prompt's last row (D,) and of the data rows (B, n, D)."""
-        x, *rows = (look_up(table, tokens) for table in (state["choices"], *state["projected"]))
+        x, query, key, value = (look_up(table, tokens) for table in (state["choices"], *state["projected"]))
         for index, block in enumerate(self.blocks):
-            added = block.attend(*(block.project(x) if index else rows), state["memory"][index])
-            x = block.finish(x, added)
+            if index:
+                query, key, value = block.project(x)
+            x = block.finish(x, block.attend(query, key, value, state["memory"][index]))
         return state["first"], x
 
     def inspect(

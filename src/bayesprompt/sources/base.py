@@ -16,6 +16,7 @@ knows as a pytree of arrays, one for each field, and has what `Source` names; to
 Letters in shapes: N length, K tokens in the alphabet. Token 0 is "heads".
 """
 
+import abc
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import xlogy
 
-from bayesprompt.checks import Tokens, UserError, check_integer, check_tokens
+from bayesprompt.checks import Counts, Tokens, UserError, check_integer, check_tokens
 
 # Parameters as one may write them. The package's sources store (tuples of) floats; inside jit and vmap, arrays.
 Number = float | int | np.number | Array
@@ -58,12 +59,29 @@ class Source(Sampler, Protocol):
         ...
 
 
-class Exchangeable:
-    """A source for which order does not matter.
+class Exchangeable(abc.ABC):
+    """A source for which order does not matter: what it says of a sequence depends on the counts (K,) of its tokens."""
 
-    A subclass has `num_tokens` (K); sample_latent(key, batch), token probabilities (batch, K); and, of counts (K,) of
-    tokens read so far, predictive_log_probs(counts) and log_evidence(counts); and mean_entropy() = E_tau[H(tau)].
-    """
+    @property
+    @abc.abstractmethod
+    def num_tokens(self) -> int:
+        """Size of the alphabet."""
+
+    @abc.abstractmethod
+    def sample_latent(self, key: PRNGKeyArray, batch: int) -> Float[Array, "{batch} K"]:
+        """Draw the token probabilities of each sequence."""
+
+    @abc.abstractmethod
+    def log_evidence(self, counts: Counts) -> Evidence:
+        """Return log xi(one particular sequence with these `counts`) (Eq. 1), nats."""
+
+    @abc.abstractmethod
+    def predictive_log_probs(self, counts: Counts) -> Float[np.ndarray, "*batch K"]:
+        """Return log xi(next token = . | `counts`) (Eq. 2), nats."""
+
+    @abc.abstractmethod
+    def mean_entropy(self) -> float:
+        """Return E_tau[H(tau)], nats a token: the log-loss that remains to a reader who knows tau."""
 
     def sample(
         self, key: PRNGKeyArray, batch: int, length: int

@@ -6,6 +6,7 @@ array for each field, so that a compiled function serves all their values. Lette
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import digamma, entr, gammaln, xlogy
 
 from bayesprompt.checks import Counts, Tokens, UserError, check_counts, check_integer, check_tokens
-from bayesprompt.sources.base import Evidence, Exchangeable, Matrix, Number, Source, Vector, choose, log, normalised
+from bayesprompt.sources.base import Evidence, Exchangeable, Matrix, Number, Vector, choose, log, normalised
 
 _PROBABILITY = "in [0, 1]", lambda v: ((v >= 0) & (v <= 1)).all()
 _POSITIVE = "finite and > 0", lambda v: ((v > 0) & (v < np.inf)).all()
@@ -74,28 +75,28 @@ class _Mixture(_Parameters, Exchangeable):
 
     num_tokens = property(lambda self: len(self.components[0]))
 
-    def sample_latent(self, key, batch):
+    def sample_latent(self: Any, key: PRNGKeyArray, batch: int) -> Array:
         uniform, weights = jax.random.uniform(key, (batch,)), jnp.asarray(self.weights, jnp.float32)
         return jnp.asarray(self.components, jnp.float32)[choose(uniform, weights[None])]
 
-    def _log_joint(self, counts: Counts) -> Float[np.ndarray, "*batch C"]:
+    def _log_joint(self: Any, counts: Counts) -> Float[np.ndarray, "*batch C"]:
         """log(weight x likelihood of one sequence with these counts), per component."""
         counts = check_counts(counts, self.num_tokens)[..., None, :]
         return xlogy(counts, normalised(self.components)).sum(-1) + log(normalised(self.weights))
 
     def log_evidence(self, counts: Counts) -> Evidence:
-        """log xi(one particular sequence with these `counts`) (Eq. 1), nats; -inf if no component admits it."""
+        """Return log xi(one particular sequence with these `counts`) (Eq. 1), nats; -inf if no component admits it."""
         return np.logaddexp.reduce(self._log_joint(counts), axis=-1)
 
-    def predictive_log_probs(self, counts: Counts) -> Float[np.ndarray, "*batch K"]:
-        """log xi(next token = . | `counts`) (Eq. 2), nats; -inf for every token after evidence of probability 0."""
+    def predictive_log_probs(self: Any, counts: Counts) -> Float[np.ndarray, "*batch K"]:
+        """Return log xi(next token = . | `counts`) (Eq. 2), nats; -inf for all after evidence of probability 0."""
         log_joint = self._log_joint(counts)
         log_evidence = np.logaddexp.reduce(log_joint, axis=-1, keepdims=True)
         log_posterior = log_joint - np.where(np.isneginf(log_evidence), 0, log_evidence)  # -inf - -inf would be NaN
         return np.logaddexp.reduce(log_posterior[..., None] + log(normalised(self.components)), axis=-2)
 
-    def mean_entropy(self) -> float:
-        """E_tau[H(tau)], nats per token: the log-loss that remains to one who knows tau."""
+    def mean_entropy(self: Any) -> float:
+        """Return E_tau[H(tau)], nats a token: the log-loss that remains to a reader who knows tau."""
         return float(normalised(self.weights) @ entr(normalised(self.components)).sum(-1))
 
 
@@ -104,20 +105,20 @@ class _Dirichlet(_Parameters, Exchangeable):
 
     num_tokens = property(lambda self: len(self.concentration))
 
-    def sample_latent(self, key, batch):
+    def sample_latent(self: Any, key: PRNGKeyArray, batch: int) -> Array:
         return jax.random.dirichlet(key, jnp.asarray(self.concentration, jnp.float32), (batch,))
 
-    def log_evidence(self, counts: Counts) -> Evidence:
-        """log xi(one particular sequence with these `counts`) (Eq. 1), nats: a ratio of Beta functions."""
+    def log_evidence(self: Any, counts: Counts) -> Evidence:
+        """Return log xi(one particular sequence with these `counts`) (Eq. 1), nats: a ratio of Beta functions."""
         prior = np.asarray(self.concentration, np.float64)
         return _log_beta(prior + check_counts(counts, self.num_tokens)) - _log_beta(prior)
 
-    def predictive_log_probs(self, counts: Counts) -> Float[np.ndarray, "*batch K"]:
-        """log xi(next token = . | `counts`) (Eq. 2), nats; fractional counts too. All ones: Laplace's rule."""
+    def predictive_log_probs(self: Any, counts: Counts) -> Float[np.ndarray, "*batch K"]:
+        """Return log xi(next token = . | `counts`) (Eq. 2), nats; fractional counts too. All ones: Laplace's rule."""
         return log(normalised(check_counts(counts, self.num_tokens) + np.asarray(self.concentration, np.float64)))
 
-    def mean_entropy(self) -> float:
-        """E_tau[H(tau)], nats per token: the log-loss that remains to one who knows tau."""
+    def mean_entropy(self: Any) -> float:
+        """Return E_tau[H(tau)], nats a token: the log-loss that remains to a reader who knows tau."""
         prior = np.asarray(self.concentration, np.float64)
         return float(digamma(prior.sum() + 1) - normalised(prior) @ digamma(prior + 1))
 
@@ -202,16 +203,16 @@ class Markov(_Parameters):
         return jax.lax.scan(step, jnp.tile(initial, (batch, 1)), uniforms)[1].T, None
 
     def bayes_log_probs(self, tokens: Tokens) -> Float[np.ndarray, "*batch N K"]:
-        """log P(x_n = . | x_(n-1)), n = 1..N."""
+        """Return log P(x_n = . | x_(n-1)), n = 1..N."""
         before = np.insert(check_tokens(tokens, self.num_tokens), 0, -1, axis=-1)[..., :-1]
         return log(normalised((*self.transition, self.initial)))[before]  # -1, the last row, predicts the first token
 
     def oracle_log_probs(self, tokens: Tokens, latent: None = None) -> Float[np.ndarray, "*batch N K"]:
-        """The same: nothing about the chain is hidden."""
+        """Return the same: nothing about the chain is hidden."""
         return self.bayes_log_probs(tokens)
 
 
-def to_config(source: Source) -> dict:
+def to_config(source: Any) -> dict:
     """Describe a source in JSON's types: `Coin(0.2)` is `{"type": "Coin", "bias": 0.2}`."""
     values = {field.name: np.asarray(getattr(source, field.name)).tolist() for field in dataclasses.fields(source)}
     return {"type": type(source).__name__, **values}

@@ -90,7 +90,8 @@ def num_distinct(inputs: Rows) -> Int[Array | np.ndarray, "*B"]:
 def is_held_out(inputs: Rows) -> Bool[Array | np.ndarray, "*B"]:
     """Tell by a hash whether an input belongs to the quarter that is not trained on."""
     inputs = jnp.asarray(inputs)
-    number = sum(inputs[..., i].astype(jnp.uint32) << 3 * i for i in range(SIZE))
+    shifts = 3 * jnp.arange(SIZE, dtype=jnp.uint32)
+    number = (inputs.astype(jnp.uint32) << shifts).sum(-1, dtype=jnp.uint32)
     return mixed(number) % 4 == 0
 
 

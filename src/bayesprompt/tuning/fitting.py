@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from bayesprompt.checks import UserError
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
 from bayesprompt.files import save_arrays
-from bayesprompt.models.predictor import Architecture, Params, Predictor
+from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.sources.base import Sampler
 from bayesprompt.tuning.accepted import check_network, check_source
 from bayesprompt.tuning.checkpoints import resume, run_record
@@ -50,8 +50,7 @@ class FitConfig:
     may_be_zero: ClassVar[tuple[str, ...]] = ()
     # Most steps between two looks from the host (progress, checkpoint, finite-loss check).
     max_chunk: ClassVar[int] = 25
-    # Whether the network draws dropout masks.
-    dropout: ClassVar[bool] = False
+    dropout = False  # whether the network draws dropout masks
 
     def make_optimizer(self) -> optax.GradientTransformation:
         """Return the optimiser of one repetition."""
@@ -131,7 +130,7 @@ def fit(
     check_network(predictor, base)
     check_source(source, predictor.architecture.num_tokens, repetitions if sources else None)
     base, source = jax.device_get(jax.tree.map(jnp.asarray, (base, source)))
-    record = run_record(predictor, tuner, base, source, config, key, repetitions) if checkpoint else None
+    record = run_record(predictor, tuner, base, source, config, key, repetitions) if checkpoint else {}
     mesh = make_mesh(repetitions, config.batch, predictor.cores)
     side_by_side, everywhere = NamedSharding(mesh, SHARED_OUT), NamedSharding(mesh, WHOLE)
     number = padded(repetitions, mesh.shape["repetition"])
@@ -154,10 +153,10 @@ def fit(
         new = own(new)
         if not np.isfinite(new).all():
             step = done + int(np.argmin(np.isfinite(new).all(0))) + 1
-            kept = f"; the checkpoint of step {done} is kept, and the same call resumes there"
+            where = f"; the checkpoint of step {done} is kept, and the same call resumes there"
             raise DivergedError(
                 f"loss = {new[:, step - done - 1].tolist()} at step {step}: must stay finite; lower learning_rate = "
-                f"{config.learning_rate}{kept if checkpoint is not None and done else ''}"
+                f"{config.learning_rate}{where if checkpoint is not None and done else ''}"
             )
         loss = np.concatenate([loss, new], axis=1)
         if checkpoint is not None:
@@ -251,7 +250,7 @@ def compiled_loop(
     return jax.jit(run, static_argnames="steps", donate_argnums=2), jax.jit(spread(start, mesh, WHOLE, SHARED_OUT))
 
 
-def step_flops(architecture: Architecture, batch: int, length: int, weights_move: bool = True) -> float:
+def step_flops(architecture: Any, batch: int, length: int, weights_move: bool = True) -> float:
     """Return the nominal floating-point operations of one training step: the matrix products of every token.
 
     Backward costs as much again as forward for the activations, and once more for the weights if they are learned. What

@@ -127,16 +127,17 @@ def _part_tuner(method: str) -> Tuner:
     return Tuner(init, lambda base, phi: ({**base, **phi}, NO_PREFIX), method)
 
 
-def _chosen(base: Params, beside: tuple[str, ...]) -> list[tuple[str, Array, int, int, int]]:
+def _chosen(base: Params, beside: tuple[str, ...]) -> list[tuple[str, Any, int, int, int]]:
     """Return the matrices that LoRA runs beside: name, matrix, block, pattern, and how many such came before.
 
     A block is what stands on a path before the step that matches; both it and the pattern are told by their number.
     """
-    chosen, blocks = [], {}
+    chosen: list[tuple[str, Any, int, int, int]] = []
+    blocks: dict[str, int] = {}
     for path, weight in jax.tree.leaves_with_path(base):
         name = array_name(path)
         matches = ((i, re.fullmatch(rf"((?:.*\.)?)(?:{rule})(?:\..*)?", name)) for i, rule in enumerate(beside))
-        pattern, match = next((found for found in matches if found[1]), (None, None))
+        pattern, match = next((found for found in matches if found[1]), (-1, None))
         if match and weight.ndim >= 2:
             block = blocks.setdefault(match[1], len(blocks))
             chosen.append((name, weight, block, pattern, sum(each[2:4] == (block, pattern) for each in chosen)))
