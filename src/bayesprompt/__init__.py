@@ -4,8 +4,6 @@ The names here are the library: sources of sequences with exact Bayes predictors
 one training loop, regrets; and the stored results. Importing it changes nothing outside it.
 """
 
-__version__ = "0.2.0"
-
 from typing import TYPE_CHECKING, Any
 
 from bayesprompt.checks import UserError
@@ -25,6 +23,7 @@ from bayesprompt.sources import (
     Source,
 )
 from bayesprompt.tuning import FitConfig, Tuner, fit, hard_search, make_tuner
+from bayesprompt.version import __version__ as __version__
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jax
 
-from bayesprompt import __version__
 from bayesprompt.checks import UserError
+from bayesprompt.version import __version__
 
 
 def provenance() -> dict[str, str]:
