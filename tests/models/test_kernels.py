@@ -1,12 +1,26 @@
-"""Dropout by hashed bits against the same written out, and against what random masks do."""
+"""Dense layers against flax's own; dropout by hashed bits against the same written out, and what random masks do."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from bayesprompt.models.kernels import dropout, hashed_bits
+from bayesprompt.models.kernels import Dense, dropout, hashed_bits
 
 RATE = 0.1
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 7), (2, 3, 5, 7), (0, 7)])
+def test_a_dense_layer_is_flaxs_own(shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    params = nn.Dense(4).init(jax.random.key(0), x)
+    slope = jnp.asarray(np.random.default_rng(1).normal(size=(*shape[:-1], 4)), jnp.float32)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, Dense(4).init(jax.random.key(0), x), params))
+    found, expected = (jax.vjp(lambda p, x, d=d: d.apply(p, x), params, x) for d in (Dense(4), nn.Dense(4)))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    for actual, wanted in zip(*(jax.tree.leaves(pull_back(slope)) for _, pull_back in (found, expected)), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
 def hashed_by_hand(key, size):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bayesprompt.checks import UserError
-from bayesprompt.models.kernels import dropout
+from bayesprompt.models.kernels import Dense, dropout
 from bayesprompt.models.layers import Memory, attend, check_sizes
 from bayesprompt.sources.digits import NUM_TOKENS, SIZE
 
@@ -69,11 +69,11 @@ class Block(nn.Module):
         sizes = self.architecture
         residual = nn.initializers.normal(_WEIGHT_STD / (2 * sizes.num_layers) ** 0.5)
         self.attention_norm = _norm() if sizes.first_norm else lambda x: x
-        self.query, self.key, self.value = (nn.Dense(sizes.embed_dim, kernel_init=_draw) for _ in range(3))
-        self.attention_output = nn.Dense(sizes.embed_dim, kernel_init=residual)
+        self.query, self.key, self.value = (Dense(sizes.embed_dim, kernel_init=_draw) for _ in range(3))
+        self.attention_output = Dense(sizes.embed_dim, kernel_init=residual)
         self.mlp_norm = _norm()
-        self.mlp_in = nn.Dense(4 * sizes.embed_dim, kernel_init=_draw)
-        self.mlp_out = nn.Dense(sizes.embed_dim, kernel_init=residual)
+        self.mlp_in = Dense(4 * sizes.embed_dim, kernel_init=_draw)
+        self.mlp_out = Dense(sizes.embed_dim, kernel_init=residual)
         self.drop = Dropout(sizes.dropout)
 
     def project(self, x: Float[Array, "*rows D"], num_queries: int | None = None) -> tuple[Array, Array, Array]:
@@ -130,7 +130,7 @@ class Unembedding(nn.Module):
     def setup(self) -> None:
         """Create both."""
         self.norm = _norm()
-        self.head = nn.Dense(self.architecture.num_tokens, use_bias=False, kernel_init=_draw)
+        self.head = Dense(self.architecture.num_tokens, use_bias=False, kernel_init=_draw)
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows K"]:
         """Return log-probabilities, nats."""

@@ -63,7 +63,7 @@ def token_losses(rows: Float[Array, "K D"], x: Float[Array, "B n D"], tokens: In
     @jax.checkpoint
     def cost(given):
         x, token = given
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels(rows @ x, jnp.maximum(token, 0))
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(x @ rows.T, jnp.maximum(token, 0))
         return jnp.where(token == -1, 0.0, jnp.where(token < 0, jnp.nan, loss))
 
     at_once = min(tokens.size, max(1, MOST_LOGITS // len(rows)))

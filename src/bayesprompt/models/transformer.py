@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import UserError
+from bayesprompt.models.kernels import Dense
 from bayesprompt.models.layers import Layer, Memory, State, attend, check_sizes, look_up, run_blocks
 
 
@@ -43,11 +44,11 @@ class Block(nn.Module):
         """Create the dense layers (no bias) and the LayerNorms."""
         width = self.architecture.embed_dim
         self.attention_norm = nn.LayerNorm()
-        self.query, self.key, self.value, self.attention_output = (nn.Dense(width, use_bias=False) for _ in range(4))
+        self.query, self.key, self.value, self.attention_output = (Dense(width, use_bias=False) for _ in range(4))
         self.query_norm, self.key_norm = nn.LayerNorm(use_bias=False), nn.LayerNorm(use_bias=False)
         self.mlp_norm = nn.LayerNorm()
-        self.mlp_in = nn.Dense(self.architecture.mlp_dim, use_bias=False)
-        self.mlp_out = nn.Dense(width, use_bias=False)
+        self.mlp_in = Dense(self.architecture.mlp_dim, use_bias=False)
+        self.mlp_out = Dense(width, use_bias=False)
         self.output_norm = nn.LayerNorm()
 
     def project(self, x: Float[Array, "*rows D"]) -> tuple[Array, Array, Array]:
