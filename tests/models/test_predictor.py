@@ -19,7 +19,8 @@ from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.models.transformer import sinusoids
 from bayesprompt.sources.coins import DirichletCategorical
 from bayesprompt.tuning.fitting import FitConfig, fit
-from bayesprompt.tuning.tuners import hard_search, make_tuner
+from bayesprompt.tuning.hard_search import hard_search
+from bayesprompt.tuning.tuners import make_tuner
 
 ONE = Transformer(num_tokens=2, embed_dim=16, num_heads=2, num_layers=1, mlp_dim=32)
 TWO = Transformer(num_tokens=3, embed_dim=16, num_heads=4, num_layers=2, mlp_dim=24)
@@ -317,7 +318,7 @@ def test_a_network_of_ones_own_needs_four_fields():
     with pytest.raises(UserError, match="^tokens = 3: "):
         predictor.apply(params, tokens + 1)
     config = FitConfig(steps=40, batch=32, length=8, learning_rate=0.05)
-    for method in ("SoftPT", "EmbedWT", "UnembedWT"):
+    for method in ("SoftPT", "EmbedWT", "UnembedWT", "FullWT"):
         found = fit(predictor, make_tuner(method, predictor.architecture, 2), params, source, config, jax.random.key(1))
         assert found.loss[0, -5:].mean() < found.loss[0, 0] - 0.3
     assert hard_search(predictor, params, 2, jnp.asarray(tokens)).loss.shape == (9,)

@@ -130,7 +130,7 @@ class Unembedding(nn.Module):
     def setup(self) -> None:
         """Create both."""
         self.norm = _norm()
-        self.head = Dense(self.architecture.num_tokens, use_bias=False, kernel_init=_draw)
+        self.head = nn.Dense(self.architecture.num_tokens, use_bias=False, kernel_init=_draw)
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows K"]:
         """Return log-probabilities, nats."""

@@ -13,10 +13,10 @@ from bayesprompt.sources.digits import mixed
 
 
 def flat_product(x: Float[Array, "*rows D"], kernel: Float[Array, "D E"], *_: Any, **__: Any) -> Array:
-    """Return x @ kernel with all rows in one axis: the dot_general of our dense layers.
+    """Return x @ kernel with all rows in one axis: the dot_general of our blocks' dense layers.
 
     The kernel's gradient is then one product of matrices for XLA: a step that learns all weights of the coin
-    Transformer takes 0.6 of the time.
+    Transformer takes 0.6 of the time. A layer of few outputs gains nothing, and holds x once more.
     """
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
