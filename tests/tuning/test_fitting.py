@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from bayesprompt.devices import make_mesh
 from bayesprompt.files import OtherRunError, RefusedFileError, load_arrays, save_arrays
-from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
+from bayesprompt.models.predictor import LSTM, Predictor, Transformer, make_predictor
 from bayesprompt.sources import Categorical, Coin, CoinMixture
 from bayesprompt.tuning import fitting
 from bayesprompt.tuning.checkpoints import run_record
@@ -501,6 +501,40 @@ def test_a_source_of_ones_own_is_tuned_to(tmp_path):
     assert_same(each.loss[0], one.loss[0])
     assert (each.loss[1] != one.loss[1]).any()
     assert_same(fit(*arguments, Die(faces[0]), config, KEY, 2, tmp_path / "fit.partial"), one)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Table:
+    """The weights of a network of a reader's own: logits of the next token, for each token (2: none) before it."""
+
+    weight: jax.Array
+
+
+def bigrams():
+    """A network whose parameters are a list of dataclasses."""
+
+    def predict(params, state, tokens):
+        before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=2)
+        return jax.nn.log_softmax((params[0].weight + params[1].weight)[before])
+
+    return Predictor(
+        init=lambda key: [Table(jnp.zeros((3, 2))), Table(jnp.ones((3, 2)))],
+        prompt=lambda params, prefix, length: (),
+        predict=predict,
+        architecture=SMALL,
+    )
+
+
+@pytest.mark.parametrize(("method", "options"), [("FullWT", {}), ("LoRAWT", {"rank": 1, "beside": ("0",)})])
+def test_a_network_of_ones_own_is_tuned_by_the_same_tuners(method, options):
+    predictor, tuner, config = bigrams(), make_tuner(method, SMALL, **options), FitConfig(40, 32, 4, 0.1)
+    base = predictor.init(KEY)
+    phi, loss = fit(predictor, tuner, base, Coin(0.2), config, KEY, 2)
+    assert loss[:, -5:].mean() < loss[:, 0].mean() - 0.3
+    params, _ = tuner.inject(base, jax.tree.map(lambda x: x[0], phi))
+    assert isinstance(params[0], Table) and (params[0].weight != base[0].weight).all()
+    assert (params[1].weight == base[1].weight).all() == (method == "LoRAWT")
 
 
 @pytest.mark.parametrize("method", ["SoftPT", pytest.param("LoRAWT", marks=pytest.mark.slow)])
