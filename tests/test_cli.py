@@ -64,7 +64,7 @@ def computed(tmp_path_factory):
         (["run", "single-coin", "--architecture", "mamba"], "architecture = mamba", "lstm"),
         (["run", "single-coin", "--architecture", "lstm", "--method", "LoRAWT"], "LoRAWT", "transformer"),
         (["run", "single-coin", "--seed", "-1"], "seed = -1", "from 0 to"),
-        (["run"], "EXPERIMENT = None", "--all"),
+        (["run"], "NAMES = none", "--all"),
         (["merge", "no/such/folder"], "DIR = no/such/folder", "folder"),
     ],
 )

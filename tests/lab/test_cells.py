@@ -32,10 +32,12 @@ from bayesprompt.prompting.compute import SCALES, evaluation_data, predict_all, 
 from bayesprompt.prompting.experiments import RANDOM_COINS, SWEEPS, TWO_COINS
 from bayesprompt.sources.coins import Coin
 from bayesprompt.store import Store
-from bayesprompt.tuning import fitting, tuners
+from bayesprompt.tuning import fitting
 from bayesprompt.tuning.fitting import compiled_loop
-from bayesprompt.tuning.tuners import METHODS, hard_search, make_tuner
+from bayesprompt.tuning.hard_search import hard_search
+from bayesprompt.tuning.tuners import METHODS, make_tuner
 
+searches = sys.modules[hard_search.__module__]  # the function has the module's name
 PRETRAINED = catalog.cell("pretraining", "lstm", "Pretrained", "smoke")
 
 
@@ -47,10 +49,12 @@ def cell(method, architecture="lstm"):
 PREPARE = """
 import jax, reference
 jax.jit = reference.quick_jit
-from bayesprompt.tuning import fitting, tuners
+from bayesprompt.models import predictor as predictors
 from bayesprompt.prompting import compute as running
+from bayesprompt.tuning import fitting
+import sys; searches = sys.modules["bayesprompt.tuning.hard_search"]
 fitting.FitConfig.max_chunk = 5
-for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
+for module, name, fixed in ((searches, "_score", (0, 1)), (predictors, "_predict_parts", 0)):
     setattr(module, name, reference.quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
 """
 
@@ -60,7 +64,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", quick_jit)
         patch.setattr(fitting.FitConfig, "max_chunk", 5)
-        for module, name, fixed in ((tuners, "_score", (0, 1)), (running, "_predict_parts", 0)):
+        for module, name, fixed in ((searches, "_score", (0, 1)), (predictors, "_predict_parts", 0)):
             patch.setattr(module, name, quick_jit(getattr(module, name).__wrapped__, static_argnums=fixed))
         compiled_loop.cache_clear()
         yield
@@ -374,7 +378,7 @@ def test_predict_all_is_the_predictor_whatever_the_parts(store, monkeypatch):
     predictor, params = load_network(PRETRAINED, store)
     tokens, _ = evaluation_data(PRETRAINED)
     whole = predict_all(predictor, params, NO_PREFIX, tokens)
-    monkeypatch.setattr(running, "part_size", lambda *_: 8)
+    monkeypatch.setattr(predictors, "part_size", lambda *_: 8)
     np.testing.assert_allclose(predict_all(predictor, params, NO_PREFIX, tokens), whole, rtol=1e-5)
     assert whole.dtype == np.float64 and whole.shape == (32, 20, 2)
 

@@ -32,6 +32,7 @@ def dataset(regret: float, repetitions: int = 4, **attrs) -> xr.Dataset:
             "regret": (("repetition", "n"), times * regret * np.linspace(0, 1, 200)),
             "tuning_loss": (("repetition", "tuning_step"), times * np.linspace(30, 25, 100)),
         },
+        coords={"tuning_step": np.arange(1, 101)},
         attrs=stored | {"commit": "7093cc7b841e"} | attrs,
     )
 

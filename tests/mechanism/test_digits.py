@@ -8,15 +8,15 @@ import pytest
 
 from bayesprompt import catalog
 from bayesprompt.catalog import cells
-from bayesprompt.lab.cells import load_cell, load_network
+from bayesprompt.lab.cells import load_cell, load_network, stretch
 from bayesprompt.lab.run import run_cell
 from bayesprompt.mechanism.digits import (
     DIGIT_EXPERIMENTS,
     DIGIT_SCALES,
+    STRETCHES,
     accuracy,
     held_out_inputs,
     load_tuned,
-    stretch,
 )
 from bayesprompt.models.gpt import GPT, make_gpt
 from bayesprompt.models.predictor import nll
@@ -173,7 +173,7 @@ def test_a_stored_cell_is_found_and_a_tampered_one_refused(store):
 
 @pytest.mark.parametrize("steps", [1, 7, 2000, 20_000, 30_000, 500_000])
 def test_stored_losses_are_means_over_equal_stretches(steps):
-    n = stretch(steps)
+    n = stretch(steps, STRETCHES)
     assert steps % n == 0 and steps // n <= 2000
 
 
