@@ -25,6 +25,7 @@ from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.lab.experiment import STREAMS
 from bayesprompt.lab.run import run_cell
 from bayesprompt.measures.regret import best_hard_prompt, cumulative_regret, exact_regret
+from bayesprompt.models import predictor as predictors
 from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix, prompt_compositions
 from bayesprompt.prompting import compute as running
