@@ -90,7 +90,7 @@ def num_distinct(inputs: Rows) -> Int[Array | np.ndarray, "*B"]:
 def is_held_out(inputs: Rows) -> Bool[Array | np.ndarray, "*B"]:
     """Tell by a hash whether an input belongs to the quarter that is not trained on."""
     inputs = jnp.asarray(inputs)
-    shifts = 3 * jnp.arange(SIZE, dtype=jnp.uint32)
+    shifts = jnp.expand_dims(3 * jnp.arange(SIZE, dtype=jnp.uint32), tuple(range(inputs.ndim - 1)))
     number = (inputs.astype(jnp.uint32) << shifts).sum(-1, dtype=jnp.uint32)
     return mixed(number) % 4 == 0
 
