@@ -51,7 +51,7 @@ _TYPES = ("F32", "F16", "BF16")
 
 
 def llama_from_safetensors(folder: str | Path) -> LanguageModel:
-    """Read a model from a folder with config.json, *.safetensors (one file, or an index) and perhaps tokenizer.json.
+    """Read a model from a folder: config.json, safetensors (one file, or an index of several), perhaps tokenizer.json.
 
     Its tokeniser is None where there is none or the package tokenizers is not installed. Raises UserError where a file
     is missing, and RefusedFileError (a UserError) for a damaged one, another architecture, biases, a scaling of the

@@ -21,11 +21,11 @@ Memory = tuple[Float[Array, "H S d"], Float[Array, "H S d"]]
 class Layer(NamedTuple):
     """What one layer did with all rows of B sequences: those of the prompt, then every token but the last.
 
-    input: (B, rows, D) what the layer reads: its part of the residual stream, or the rows of a prefix given layer by
-        layer in their place.
-    states: (B, rows, S) internal states (Section 4.1): an LSTM's cell state, or what attention adds to the residual
-        stream.
-    reading: queries, keys and values with leading axes (B, H), prefix and content apart; None without attention.
+    - input: (B, rows, D) what the layer reads: its part of the residual stream, or the rows of a prefix given layer by
+      layer in their place.
+    - states: (B, rows, S) internal states (Section 4.1): an LSTM's cell state, or what attention adds to the residual
+      stream.
+    - reading: queries, keys and values with leading axes (B, H), prefix and content apart; None without attention.
     """
 
     input: Float[Array, "B rows D"]

@@ -48,16 +48,16 @@ class Predictor(NamedTuple):
     All functions are pure and traceable: they run under jit, vmap, grad and shard_map, and keep nothing between calls.
     A network of one's own needs the first four fields.
 
-    init(key) -> params: random weights, a pytree of float arrays.
-    prompt(params, prefix, length) -> state: the model after its prefix, ready for `length` tokens; any pytree of float
-        arrays, differentiable in params and prefix. A model with nothing to compute beforehand returns the prefix.
-    predict(params, state, tokens (B, N)) -> log-probabilities (B, N, K), nats; or of the last n tokens (B, n, K).
-        The last token is never read.
-    architecture: its sizes.
-    losses(params, state, tokens) -> what these tokens cost (B, n), nats; without it, they are read off `predict`.
-    inspect(params, tokens, prefix) -> Trace: what each layer does; `bayesprompt.models.trace` calls it.
-    sequences_in_cache: so many sequences are computed at a time on a CPU, whose cache holds their activations.
-    cores: what a CPU's cores share out among them (`bayesprompt.devices.Cores`).
+    - init(key) -> params: random weights, a pytree of float arrays.
+    - prompt(params, prefix, length) -> state: the model after its prefix, ready for `length` tokens; any pytree of
+      float arrays, differentiable in params and prefix. A model with nothing to compute beforehand returns the prefix.
+    - predict(params, state, tokens (B, N)) -> log-probabilities (B, N, K), nats; or of the last n tokens (B, n, K).
+      The last token is never read.
+    - architecture: its sizes.
+    - losses(params, state, tokens) -> what these tokens cost (B, n), nats; without it, they are read off `predict`.
+    - inspect(params, tokens, prefix) -> Trace: what each layer does; `bayesprompt.models.trace` calls it.
+    - sequences_in_cache: so many sequences are computed at a time on a CPU, whose cache holds their activations.
+    - cores: what a CPU's cores share out among them (`bayesprompt.devices.Cores`).
 
     Where training draws dropout masks, prompt, predict and losses take a further argument, key.
     """
