@@ -11,7 +11,7 @@ export REPOSITORY ?=
 export SITE ?=
 
 .PHONY: help book site published push-published test check test-colab test-newest test-dist dist links lighthouse release report \
-  pdf figures bench clean
+  pdf figures bench accelerator clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make figures     the figures of the papers as PNG and PDF, in build/figures'
 	@echo 'make bench       how fast it is here, in 5 minutes; THUNNINI=PATH adds ratios to a checkout of the public code'
 	@echo '                 MINGPT=PATH TORCH=PYTHON likewise for the sorting experiments; TORCH is a Python that has torch'
+	@echo 'make accelerator SLICE=1, 2, ...: what one GPU should do, nine minutes at a time'
 	@echo 'make clean       remove what was made, less the environments'
 	@echo
 	@echo 'To publish, with REPOSITORY=https://github.com/me/fork and SITE=https://me.github.io/fork:'
@@ -70,6 +71,10 @@ bench: .venv/installed
 	  $(BIN)/python benchmarks/$$name.py --rounds 3 $(if $(THUNNINI),--thunnini $(THUNNINI),) $(BENCH) || exit 1; done
 	@echo '== sorting'; $(BIN)/python benchmarks/sorting.py --rounds 3 \
 	  $(if $(MINGPT),--mingpt $(MINGPT) --python $(or $(TORCH),$(BIN)/python),) $(BENCH)
+
+# By the Python that has the accelerator's JAX: nothing is installed. OUT, FROM, THUNNINI, MINGPT, TORCH: see the script.
+accelerator:
+	SLICE=$(or $(SLICE),1) $(or $(ACCELERATOR_PYTHON),python3) scripts/accelerator.py
 
 test-colab: .venv-colab/installed
 	PYTHONPATH=scripts .venv-colab/bin/python -m pytest -o addopts=-raP --noconftest tests/colab/run_chapters.py

@@ -18,6 +18,7 @@ from PIL import Image
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 FRAME = re.compile(r'<img src="data:image/\w+;base64,([^"]*)" alt="([^"]*)">')
+CHAPTER = re.compile(r'href="([^":]+)\.ipynb"')  # a link of a notebook to another one
 
 
 def to_files(notebook: dict, folder: Path, address: str) -> None:
@@ -35,6 +36,9 @@ def to_files(notebook: dict, folder: Path, address: str) -> None:
             elif picture := data.get("image/png"):
                 data.clear()
                 data["text/html"] = image(*save(picture, folder, address), html.escape(alt))
+            elif FRAME.search(text := "".join(data.get("text/html", ""))):
+                small = FRAME.sub(lambda found: image(*save(found[1], folder, address), found[2]), text)
+                data["text/html"] = CHAPTER.sub(r'href="\1.html"', small)
 
 
 def slider(widgets: dict[str, dict], model: str, folder: Path, address: str, name: str) -> str:

@@ -14,7 +14,7 @@ from ipywidgets.embed import embed_data
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from bayesprompt.lab.widgets import explore
+from bayesprompt.lab.widgets import explore, thumbnails
 
 matplotlib.use("agg")
 
@@ -111,3 +111,19 @@ def test_a_figure_keeps_its_pixels_and_its_words_and_other_outputs_stay(tmp_path
     assert words == "less &lt; more"
     np.testing.assert_array_equal(pixels(tmp_path / address), pixels(buffer))
     assert made["cells"][2]["outputs"][0]["data"] == table
+
+
+def test_a_grid_of_small_pictures_becomes_files_and_links_to_pages(tmp_path):
+    grid = thumbnails(
+        [
+            ("Bars < lines", "part/chapter.ipynb", bar(), {"G1": "holds", "P9": "not judged"}),
+            ("Elsewhere", "https://example.org/a.ipynb", bar(2), {}),
+        ]
+    )
+    book = notebook({"text/html": grid.data.splitlines(keepends=True), "text/plain": "HTML"})
+    pictures.to_files(book, tmp_path / "here", "here")
+    text = book["cells"][1]["outputs"][0]["data"]["text/html"]
+    assert "base64" not in text and "Bars &lt; lines" in text and "G1 holds" in text and "P9 not judged" in text
+    assert 'href="part/chapter.html"' in text and 'href="https://example.org/a.ipynb"' in text
+    sources = re.findall(r'<img src="here/(\w+\.webp)" alt="" width="400" height="\d+" loading="lazy">', text)
+    assert len(set(sources)) == 2 and all((tmp_path / "here" / name).exists() for name in sources)

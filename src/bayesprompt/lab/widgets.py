@@ -1,4 +1,4 @@
-"""Sliders that move a picture, also on a built page where no Python runs: every frame is drawn once, in advance."""
+"""Sliders that move a picture, also on a built page where no Python runs, and a grid of small pictures with links."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from bayesprompt.checks import UserError
 
+COLOURS = {"holds": "#0b6e3f", "fails": "#a4262c", "not judged": "#5c5c5c"}  # white words on them are legible
 MAX_FRAMES = 24  # every frame travels inside the notebook, some 10 to 20 kB each
 DOTS_PER_INCH = 150
 
@@ -120,3 +122,24 @@ def _observed(sliders: list[ipywidgets.SelectionSlider], frames: dict[tuple[int,
     for slider in sliders:
         slider.observe(show, "index")
     return picture
+
+
+def thumbnails(entries: Iterable[tuple[str, str, Figure, dict[str, str]]], pixels: int = 400) -> HTML:
+    """Return a grid of small pictures; an entry is a title, the page it links to, a figure, and verdicts by claim."""
+    cards = []
+    for title, link, figure, verdicts in entries:
+        with io.BytesIO() as buffer:
+            figure.savefig(buffer, format="webp", dpi=pixels / figure.get_figwidth(), pil_kwargs={"lossless": True})
+            picture = base64.b64encode(buffer.getvalue()).decode()
+        words = " ".join(_verdict(claim, verdict) for claim, verdict in verdicts.items())
+        cards.append(
+            f'<div><a href="{html.escape(link)}"><img src="data:image/webp;base64,{picture}" alt="">'
+            f"<br>{html.escape(title)}</a><br>{words}</div>"
+        )
+    style = "display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.5rem"
+    return HTML(f'<div class="thumbnails" style="{style}">{"".join(cards)}</div>')
+
+
+def _verdict(claim: str, verdict: str) -> str:
+    style = f"background: {COLOURS[verdict]}; color: white; padding: 0 0.4em; border-radius: 0.4em; white-space: nowrap"
+    return f'<span style="{style}">{html.escape(claim)} {html.escape(verdict)}</span>'
