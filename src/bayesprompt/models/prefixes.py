@@ -16,10 +16,10 @@ MAX_HARD_PREFIXES = 2**16
 class Prefix(NamedTuple):
     """Rows read between the start vector and the data (Section 3); at most one of the three fields is set.
 
-    inputs: (L, K) rows in token space: one-hot (HardPT), on the simplex (SimplexPT) or anywhere (RealPT).
-    embeddings: (L, D) rows in embedding space (SoftPT).
-    layers: (num_layers, L, D) rows that the attention of each block reads at the prefix positions instead of the
-        block's own input, without position (prefix-tuning in the sense of Li & Liang 2021, Petrov et al. 2024).
+    - inputs: (L, K) rows in token space: one-hot (HardPT), on the simplex (SimplexPT) or anywhere (RealPT).
+    - embeddings: (L, D) rows in embedding space (SoftPT).
+    - layers: (num_layers, L, D) rows that the attention of each block reads at the prefix positions instead of the
+      block's own input, without position (prefix-tuning in the sense of Li & Liang 2021, Petrov et al. 2024).
     """
 
     inputs: Shaped[Array, "L K"] | None = None
