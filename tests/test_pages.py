@@ -39,7 +39,8 @@ SETTLED = """async () => {
 # Every picture with its words, its width and, if it is the output of a cell, its caption.
 PICTURES = """[...document.images].map(image => {
   const caption = image.closest("figure")?.querySelector("figcaption")?.textContent ?? "";
-  return [image.src.slice(0, 99), image.alt, image.naturalWidth, image.closest(".cell_output") ? caption : "none due"];
+  const due = image.closest(".cell_output") && !image.closest("a");  // a small picture leads to the one that is explained
+  return [image.src.slice(0, 99), image.alt, image.naturalWidth, due ? caption : "none due"];
 })"""
 
 # Every picture, slider and formula that ends beyond a narrow screen or is hidden in part where no scrolling leads.

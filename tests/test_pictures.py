@@ -125,5 +125,7 @@ def test_a_grid_of_small_pictures_becomes_files_and_links_to_pages(tmp_path):
     text = book["cells"][1]["outputs"][0]["data"]["text/html"]
     assert "base64" not in text and "Bars &lt; lines" in text and "G1 holds" in text and "P9 not judged" in text
     assert 'href="part/chapter.html"' in text and 'href="https://example.org/a.ipynb"' in text
-    sources = re.findall(r'<img src="here/(\w+\.webp)" alt="" width="400" height="\d+" loading="lazy">', text)
+    sources = re.findall(
+        r'<img src="here/(\w+\.webp)" alt="the figure, small" width="400" height="\d+" loading="lazy">', text
+    )
     assert len(set(sources)) == 2 and all((tmp_path / "here" / name).exists() for name in sources)

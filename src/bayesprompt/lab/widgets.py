@@ -133,7 +133,7 @@ def thumbnails(entries: Iterable[tuple[str, str, Figure, dict[str, str]]], pixel
             picture = base64.b64encode(buffer.getvalue()).decode()
         words = " ".join(_verdict(claim, verdict) for claim, verdict in verdicts.items())
         cards.append(
-            f'<div><a href="{html.escape(link)}"><img src="data:image/webp;base64,{picture}" alt="">'
+            f'<div><a href="{html.escape(link)}"><img src="data:image/webp;base64,{picture}" alt="the figure, small">'
             f"<br>{html.escape(title)}</a><br>{words}</div>"
         )
     style = "display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.5rem"
