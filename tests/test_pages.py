@@ -39,7 +39,7 @@ SETTLED = """async () => {
 # Every picture with its words, its width and, if it is the output of a cell, its caption.
 PICTURES = """[...document.images].map(image => {
   const caption = image.closest("figure")?.querySelector("figcaption")?.textContent ?? "";
-  const due = image.closest(".cell_output") && !image.closest("a");  // a small picture leads to the one that is explained
+  const due = image.closest(".cell_output") && !image.closest("a");
   return [image.src.slice(0, 99), image.alt, image.naturalWidth, due ? caption : "none due"];
 })"""
 
