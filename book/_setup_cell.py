@@ -3,12 +3,15 @@ import importlib.util
 import subprocess
 import sys
 
-SOURCE = ""  # where pip finds the package; the copies in the branch `published` say it
+# Where pip finds the package; the copies in the branch `published` say it.
+SOURCE = ""
 if "google.colab" in sys.modules:
     if not SOURCE:
-        raise RuntimeError("In Colab, open this chapter from the repository's branch `published`")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]  # --no-deps: never touch Colab's own jax
+        raise RuntimeError("In Colab, open the copy in the branch `published`")
+    # --no-deps: never touch Colab's own jax
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, SOURCE], check=True)
-    pure = ("jaxtyping", "wadler_lindig", "xarray", "platformdirs", "filelock", "tqdm", "typer")
-    if missing := [name for name in pure if importlib.util.find_spec(name) is None]:
+    pure = "jaxtyping wadler_lindig xarray platformdirs filelock tqdm typer"
+    missing = [n for n in pure.split() if importlib.util.find_spec(n) is None]
+    if missing:
         subprocess.run([*pip, *missing], check=True)

@@ -1,11 +1,17 @@
-"""One more button beside those for Colab and Binder: a chapter's repository in GitHub's own editor."""
+"""One more button beside those for Colab and Binder: GitHub's own editor."""
 
 from typing import Any
 
 from sphinx.application import Sphinx
 
 
-def add_button(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+def add_button(
+    app: Sphinx,
+    page: str,
+    template: str,
+    context: dict[str, Any],
+    doctree: object,
+) -> None:
     """Add the button wherever the theme has put buttons that run a page."""
     options = app.config.html_theme_options
     for group in context.get("header_buttons", []):

@@ -2,8 +2,11 @@
 
 
 def shorten(app, what, name, obj, options, arguments, result):
-    """Return the signature with `Array` in place of the module where JAX keeps the class."""
-    return tuple(part and part.replace("jaxlib._jax.Array", "Array") for part in (arguments, result))
+    """Return the signature with `Array` for JAX's class of arrays."""
+    return tuple(
+        part and part.replace("jaxlib._jax.Array", "Array")
+        for part in (arguments, result)
+    )
 
 
 def setup(app):
