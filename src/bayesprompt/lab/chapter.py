@@ -1,10 +1,13 @@
 """What every chapter of the book does first."""
 
+import pandas as pd
+
 from bayesprompt.devices import use_every_core
 from bayesprompt.lab.plotting import use_style
 
 
 def start() -> None:
-    """Compute on every core, and draw in the book's style."""
+    """Compute on every core, draw in the book's style, and show whole sentences in tables."""
     use_every_core()
     use_style()
+    pd.set_option("display.max_colwidth", None)
