@@ -1,7 +1,7 @@
 """What every chapter of the book does first."""
 
 from bayesprompt.devices import use_every_core
-from bayesprompt.lab.plotting import use_style
+from bayesprompt.lab.style import use_style
 
 
 def start() -> None:
