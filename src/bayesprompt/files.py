@@ -55,7 +55,7 @@ def load_arrays(path: Path, like: Any, record: dict[str, str] | None = None) -> 
     if record is not None and not held:
         raise RefusedFileError(f"{path} = without a record of its run: not used; it is kept")
     if record is not None and held != record:
-        differing = ", ".join(key for key in sorted(record | held) if held.get(key) != record.get(key))
+        differing = ", ".join(key for key in record | held if held.get(key) != record.get(key))
         raise OtherRunError(f"{path} = of another run (differs in {differing}): must be of this one; it is kept")
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [array_name(p) for p, _ in leaves]
