@@ -10,8 +10,8 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export REPOSITORY ?=
 export SITE ?=
 
-.PHONY: help book site published push-published test check test-colab test-newest test-dist dist links lighthouse release report \
-  pdf figures bench accelerator clean
+.PHONY: help book site published push-published test check test-colab test-floors test-newest test-faults test-dist dist links lighthouse \
+  release report pdf figures bench accelerator clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,7 +31,9 @@ help:
 	@echo 'make lighthouse      speed, accessibility and more of six of the built pages; needs npm'
 	@echo 'make links           ask every address that the book names'
 	@echo 'make test-colab      chapters as Google Colab runs them; CHAPTERS=all, or names'
+	@echo 'make test-floors     unit tests with the oldest versions that pyproject.toml allows'
 	@echo 'make test-newest     unit tests with the newest jax, flax, optax, numpy and xarray'
+	@echo 'make test-faults     runs killed, files damaged, disks filled, at random and many times: about an hour'
 	@echo 'make test-dist       wheel and source distribution, each installed into an empty environment'
 
 book: .venv/installed
@@ -79,10 +81,18 @@ accelerator:
 test-colab: .venv-colab/installed
 	PYTHONPATH=scripts .venv-colab/bin/python -m pytest -o addopts=-raP --noconftest tests/colab/run_chapters.py
 
-test-newest:
-	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python $(PIP) --upgrade jax flax optax numpy xarray -e '.[book,language-model,test]'
-	.venv-newest/bin/python -m pytest $(PARALLEL) -m 'not slow' --ignore tests/test_pages.py
+# The fast tests with the oldest versions that pyproject.toml allows, and with the newest that there are.
+FLOORS := --resolution lowest-direct
+test-floors test-newest: test-%:
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python $(PIP) uv
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python $(if $(filter floors,$*),$(FLOORS),--upgrade) \
+	  -e '.[book,language-model,test]'
+	.venv-$*/bin/python -m pytest $(PARALLEL) -m 'not slow' --ignore tests/test_pages.py
+
+# Faults at random, many times: a hundred kills, fifty damaged files, three hundred wrong inputs, twenty full disks.
+test-faults: .venv/installed
+	FAULTS=long $(BIN)/python -m pytest -rP -o addopts=--import-mode=importlib tests/test_faults.py
 
 dist: .venv/installed
 	@version=v$$($(BIN)/python -c 'import bayesprompt; print(bayesprompt.__version__)'); \

@@ -28,9 +28,9 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def figures():
     """Draw in the book's style, and leave no figure open."""
-    from bayesprompt.lab import plotting  # not before pyproject's shape checks are in place
+    from bayesprompt.lab import plotting, style  # not before pyproject's shape checks are in place
 
     with matplotlib.rc_context():
-        plotting.use_style()
+        style.use_style()
         yield
     plotting.plt.close("all")

@@ -17,7 +17,7 @@ from bayesprompt.lab import judging
 from bayesprompt.lab.cells import load_cell, load_methods
 from bayesprompt.lab.experiment import ARCHITECTURES, NETWORKS, SCALES, SWEPT, Cell, Experiment
 from bayesprompt.lab.judging import Judgement, Results
-from bayesprompt.lab.plotting import use_style
+from bayesprompt.lab.style import own_style
 from bayesprompt.mechanism import claims as mechanism_claims
 from bayesprompt.mechanism import claims_inside
 from bayesprompt.mechanism import figures as mechanism_figures
@@ -28,6 +28,7 @@ from bayesprompt.prompting import claims as prompting_claims
 from bayesprompt.prompting import figures as prompting_figures
 from bayesprompt.prompting.experiments import BAYES_METHODS, NETWORK_METHODS, SWEEPS
 from bayesprompt.prompting.experiments import EXPERIMENTS as COIN_EXPERIMENTS
+from bayesprompt.settings import fixed
 from bayesprompt.store import SHIPPED, Store
 from bayesprompt.theory import claims as theory_claims
 from bayesprompt.tuning.tuners import make_tuner
@@ -45,18 +46,22 @@ RECORD = SHIPPED / "verdicts.json"
 
 def choose(argument: str, value: str | None, among: Iterable[str]) -> None:
     """Raise UserError naming the argument unless its value is None or one of those that there are."""
-    if value is not None and value not in (allowed := list(among)):
+    allowed = list(among)
+    if value is not None and not (isinstance(value, str) and value in allowed):
         raise UserError(f"{argument} = {value}: must be one of {', '.join(allowed)}")
 
 
 def experiment(name: str) -> Experiment:
     """Return an experiment; raises UserError for an unknown name."""
-    choose("experiment", name, EXPERIMENTS)
+    choose("experiment", str(name), EXPERIMENTS)
     return EXPERIMENTS[name]
 
 
 def cell(name: str, architecture: str, method: str, scale: str = "paper", seed: int = 0) -> Cell:
     """Return a cell of an experiment; raises UserError for an unknown name or what does not exist together."""
+    for field, value in {"architecture": architecture, "method": method}.items():
+        if value is None:
+            raise UserError(f"{field} = None: must be one of an experiment's")
     (found,) = cells(experiment(name).name, architecture, method, scale, seed)
     return found
 
@@ -75,7 +80,7 @@ def cells(
     choose("experiment", experiment, (*EXPERIMENTS, *SWEEPS))
     choose("architecture", architecture, ARCHITECTURES)
     choose("method", method, METHODS)
-    choose("scale", scale, SCALES)
+    choose("scale", str(scale), SCALES)
     check_integer("seed", seed, 0, 2**32 - 1)
     if experiment in SWEEPS:
         among = SWEEPS[experiment].experiments.values()
@@ -106,7 +111,7 @@ def cell_named(stem: str) -> Cell | None:
         return None
     found = Cell(EXPERIMENTS[name], *rest[:3], int(rest[3]))
     there = found.scale in SCALES and found.method in found.experiment.methods(found.architecture)
-    return found if there and found.name == stem else None
+    return found if there and found.name == stem and found.seed < 2**32 else None
 
 
 def cell_of(dataset: xr.Dataset) -> Cell:
@@ -130,9 +135,10 @@ def stored(
     return load_methods(store or Store(), experiment(name), architecture, scale)
 
 
+@fixed()
 def evaluate(claim: str, store: Store | None = None) -> Judgement:
     """Judge one claim on stored results; raises UserError for an unknown id."""
-    choose("claim", claim, CLAIMS)
+    choose("claim", str(claim), CLAIMS)
     return judging.evaluate(claim, CLAIMS[claim], Results(store or Store(), EXPERIMENTS))
 
 
@@ -179,8 +185,11 @@ def check(claim: str, store: Store | None = None) -> Judgement:
     return judgement
 
 
+@fixed()
 def figure(name: str, store: Store | None = None, scale: str = "paper") -> Figure:
     """Draw one of FIGURES; raises UserError for another name."""
-    choose("name", name, FIGURES)
-    use_style()
-    return FIGURES[name].draw(store or Store(), FIGURES[name].of, scale)
+    choose("name", str(name), FIGURES)
+    with own_style():
+        drawn = FIGURES[name].draw(store or Store(), FIGURES[name].of, scale)
+        drawn.draw_without_rendering()  # ticks and their labels come into being here, not under the reader's settings
+    return drawn

@@ -27,6 +27,7 @@ from bayesprompt.lab.exchange import merge as merge_results
 from bayesprompt.lab.experiment import SCALES, Cell
 from bayesprompt.lab.run import run_cell
 from bayesprompt.lab.stop import Stop, Stopped
+from bayesprompt.lab.style import own_style
 from bayesprompt.provenance import device
 from bayesprompt.store import Store
 
@@ -169,7 +170,8 @@ def figures(out: Annotated[Path, typer.Option("--out", help="folder to write to"
     for name in FIGURES:
         figure = catalog.figure(name, Store())
         for suffix in ("png", "pdf"):
-            figure.savefig(out / f"{name}.{suffix}", dpi=200, bbox_inches="tight")
+            with own_style():
+                figure.savefig(out / f"{name}.{suffix}", dpi=200, bbox_inches="tight")
             typer.echo(out / f"{name}.{suffix}")
 
 

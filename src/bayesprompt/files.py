@@ -35,7 +35,14 @@ def save_arrays(path: Path, tree: Any, record: dict[str, str] | None = None) -> 
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     arrays = {array_name(p): np.asarray(x, order="C") for p, x in leaves}
     kept = {"checksum": _seal(arrays, record or {}), **(record or {})}
-    write_atomically(path, lambda temporary: safetensors.numpy.save_file(arrays, temporary, kept))
+
+    def write(temporary: str) -> None:
+        try:
+            safetensors.numpy.save_file(arrays, temporary, kept)
+        except safetensors.SafetensorError as error:  # a full disk, say
+            raise OSError(f"{path} = not written: {error}") from None
+
+    write_atomically(path, write)
 
 
 def load_arrays(path: Path, like: Any, record: dict[str, str] | None = None) -> Any:
@@ -48,7 +55,7 @@ def load_arrays(path: Path, like: Any, record: dict[str, str] | None = None) -> 
     if record is not None and not held:
         raise RefusedFileError(f"{path} = without a record of its run: not used; it is kept")
     if record is not None and held != record:
-        differing = ", ".join(key for key in record if held.get(key) != record[key])
+        differing = ", ".join(key for key in record | held if held.get(key) != record.get(key))
         raise OtherRunError(f"{path} = of another run (differs in {differing}): must be of this one; it is kept")
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [array_name(p) for p, _ in leaves]

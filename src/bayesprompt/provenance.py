@@ -12,17 +12,17 @@ from pathlib import Path
 import jax
 
 from bayesprompt.checks import UserError
+from bayesprompt.settings import told
 from bayesprompt.version import __version__
 
 
 def provenance() -> dict[str, str]:
     """Return what is stored with every result; gathered before a computation, so that nothing fails after it."""
-    precision = jax.config.jax_default_matmul_precision or "default"
     libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
     return {
         "version": __version__,
         "commit": commit(),
-        "libraries": f"{libraries}; matrix products: {precision}",
+        "libraries": f"{libraries}; {told()}",
         "device": device(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }

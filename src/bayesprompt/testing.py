@@ -15,6 +15,7 @@ from scipy.stats import chisquare
 
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.settings import make_key
 from bayesprompt.tuning.tuners import Tuner
 
 _TOLERANCE = 1e-4  # float32
@@ -27,7 +28,7 @@ def check_source(source: Any, length: int = 4, sequences: int = 50_000, seed: in
     agree with the frequencies of `sequences` samples (a chi-squared test that a right source fails once in a million),
     and with the mean over sampled latents of `oracle_log_probs`.
     """
-    K, key = source.num_tokens, jax.random.key(seed)
+    K, key = source.num_tokens, make_key(seed)
     assert isinstance(K, int) and K >= 2, f"num_tokens = {K}: must be an integer >= 2"
     for leaf in jax.tree.leaves(source):
         assert np.asarray(leaf).dtype.kind in "fiub", f"a leaf of {source} is {type(leaf).__name__}: must be an array"
@@ -73,7 +74,7 @@ def _agree(counts: np.ndarray, expected: np.ndarray) -> None:
 
 def check_predictor(predictor: Predictor, params: Params | None = None, length: int = 6, seed: int = 0) -> None:
     """Check that a network is a sequential predictor: distributions over K tokens, each from the tokens before it."""
-    key, K = jax.random.key(seed), predictor.architecture.num_tokens
+    key, K = make_key(seed), predictor.architecture.num_tokens
     params = predictor.init(key) if params is None else params
     tokens = jax.random.randint(key, (3, length), 0, K)
     log_probs = predictor.apply(params, tokens)
@@ -98,7 +99,7 @@ def check_tuner(tuner: Tuner, predictor: Predictor, params: Params | None = None
 
     With `at_start`, the model that phi stands for at its start must predict as the base model does.
     """
-    key, K = jax.random.key(0), predictor.architecture.num_tokens
+    key, K = make_key(0), predictor.architecture.num_tokens
     params = predictor.init(key) if params is None else params
     phi = tuner.init(key, params)
     assert jax.tree.leaves(phi), "phi must have an array to learn"

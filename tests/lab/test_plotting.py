@@ -1,7 +1,10 @@
 """Pictures show the stored numbers, say what is missing and where the numbers come from, and can be read by all."""
 
+import io
 import itertools
 import json
+import subprocess
+import sys
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -10,8 +13,8 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_rgb
 
-from bayesprompt import catalog
-from bayesprompt.lab import plotting
+from bayesprompt import catalog, cli
+from bayesprompt.lab import plotting, style
 from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.prompting.experiments import BAYES_METHODS, NETWORK_METHODS
 from bayesprompt.prompting.figures import overview
@@ -177,3 +180,56 @@ def test_all_text_stands_out_from_the_card(datasets):
     for text in itertools.chain(figure.findobj(plt.Text), plt.gcf().findobj(plt.Text)):
         if text.get_text().strip():
             assert 1.05 / (luminance(text.get_color()) + 0.05) >= 4.5, (text.get_text(), text.get_color())
+
+
+HOSTILE = {
+    "savefig.facecolor": "black",
+    "figure.facecolor": "black",
+    "axes.facecolor": "navy",
+    "text.usetex": True,  # without LaTeX, an error
+    "font.size": 30,
+    "lines.linewidth": 9,
+    "axes.prop_cycle": matplotlib.cycler(color=["red"]),
+    "legend.facecolor": "red",
+}
+
+
+def pixels(figure) -> np.ndarray:
+    buffer = io.BytesIO()
+    with style.own_style():
+        figure.savefig(buffer, dpi=40, format="raw", bbox_inches="tight")
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def test_the_readers_own_settings_change_no_picture_and_stay_theirs(datasets, tmp_path):
+    def draw():
+        empty = Store(tmp_path, shipped=None)
+        found = [catalog.figure("petrov2024-figure-4", empty), catalog.figure("genewein2025-figure-1", empty)]
+        return [
+            *found,
+            plotting.regret_curves(datasets).figure,
+            plotting.posteriors({"SoftPT": BetaFit(2, 3, 0)}).figure,
+        ]
+
+    expected = [pixels(figure) for figure in draw()]
+    with matplotlib.rc_context(HOSTILE):
+        before = dict(plt.rcParams)
+        found = [pixels(figure) for figure in draw()]
+        assert dict(plt.rcParams) == before
+    for mine, theirs in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_command_line_draws_as_the_book_whatever_the_readers_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "FIGURES", {"tangents": catalog.FIGURES["petrov2024-figure-4"]})
+    monkeypatch.setattr(cli, "FIGURES", catalog.FIGURES)
+    with matplotlib.rc_context(HOSTILE):
+        cli.figures(tmp_path)
+    assert (plt.imread(tmp_path / "tangents.png")[0, 0, :3] == 1).all(), "a white card"
+
+
+def test_an_import_leaves_the_readers_settings_alone(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("savefig.facecolor: black\ntext.usetex: True\n")
+    code = "import matplotlib; before = dict(matplotlib.rcParams); import bayesprompt, bayesprompt.cli; "
+    code += "assert dict(matplotlib.rcParams) == before and before['text.usetex']"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -106,14 +106,20 @@ def test_words_are_escaped():
 @pytest.mark.parametrize(
     ("draw", "alt", "parameters", "message"),
     [
-        (bar, "a bar", {}, "parameters = none: one or two"),
-        (bar, "a bar", {"a": [1], "b": [1], "c": [1]}, "parameters = a, b, c: one or two"),
-        (bar, "a bar", {"height": []}, r"height = \[\]: at least one"),
-        (bar, "a bar", {"height": range(25)}, "height = 25 values: 25 frames, at most 24"),
-        (bar, "a bar", {"height": range(5), "width": range(5)}, "height, width = 5 x 5 values: 25 frames, at most 24"),
-        (bar, "{tall}", {"height": [1]}, r"alt = '\{tall\}': may name only the parameters height"),
-        (bar, "{0}", {"height": [1]}, r"alt = '\{0\}': may name only the parameters height"),
-        (bar, " ", {"height": [1]}, "alt = ' ': words"),
+        (bar, "a bar", {}, "parameters = none: must be one or two"),
+        (bar, "a bar", {"a": [1], "b": [1], "c": [1]}, "parameters = a, b, c: must be one or two"),
+        (bar, "a bar", {"height": []}, r"height = \[\]: must have at least one"),
+        (bar, "a bar", {"height": range(25)}, "height = 25 values: must have at most 24 frames, not 25"),
+        (
+            bar,
+            "a bar",
+            {"height": range(5), "width": range(5)},
+            "height, width = 5 x 5 values: must have at most 24 frames, not 25",
+        ),
+        (bar, "{tall}", {"height": [1]}, r"alt = '\{tall\}': must have no braces but \{height\}"),
+        (bar, "{0}", {"height": [1]}, r"alt = '\{0\}': must have no braces but \{height\}"),
+        (bar, " ", {"height": [1]}, "alt = ' ': must be words"),
+        (bar, r"$\theta_{12}$ {height}", {"height": [1]}, r"must have no braces but \{height\}; TeX's own are doubled"),
         (lambda height: None, "a bar", {"height": [1]}, "draw = a function returning NoneType: it must return a"),
     ],
 )
@@ -121,6 +127,11 @@ def test_bad_input_is_named_in_one_line(draw, alt, parameters, message):
     with pytest.raises(ValueError, match=message) as error:
         explore(draw, alt=alt, **parameters)
     assert "\n" not in str(error.value)
+
+
+def test_values_that_differ_late_have_labels_of_their_own():
+    slider = explore(bar, alt="a bar", height=[0.12341, 0.12342, 1.0]).children[0]
+    assert slider._options_labels == ("0.12341", "0.12342", "1")
 
 
 def test_as_many_frames_as_allowed():

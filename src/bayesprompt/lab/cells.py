@@ -10,6 +10,7 @@ import xarray as xr
 from bayesprompt.files import LOG, RefusedFileError, load_arrays, read_arrays, tree_hash
 from bayesprompt.lab.experiment import Cell, Experiment
 from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.settings import make_key
 from bayesprompt.store import Store, read_dataset
 
 # Tuning losses are stored as means over stretches of steps of equal length, at most this many.
@@ -92,7 +93,7 @@ def load_network(cell: Cell, store: Store) -> tuple[Predictor, Params] | None:
     cell = cell if cell.makes_network else cell.base
     if cell is None or (dataset := load_cell(cell, store)) is None:
         return None
-    shapes = jax.eval_shape(cell.predictor.init, jax.random.key(0))
+    shapes = jax.eval_shape(cell.predictor.init, make_key(0))
     params = load_arrays_of(cell, dataset, store, shapes)
     return None if params is None else (cell.predictor, params)
 

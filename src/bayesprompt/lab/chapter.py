@@ -3,7 +3,7 @@
 import pandas as pd
 
 from bayesprompt.devices import use_every_core
-from bayesprompt.lab.plotting import use_style
+from bayesprompt.lab.style import use_style
 
 
 def start() -> None:

@@ -13,6 +13,7 @@ import xarray as xr
 
 from bayesprompt.checks import check_integer
 from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.settings import make_key
 from bayesprompt.store import Store
 
 SCALES = ("smoke", "quick", "paper")  # seconds (tests), about a laptop minute a cell, as printed
@@ -105,9 +106,9 @@ class Cell(NamedTuple):
         return named | self.experiment.config(self.architecture, self.method, self.scale, network_hash)
 
     def key(self, use: str) -> jax.Array:
-        """Return the random key for one of STREAMS: the same for all methods of an experiment."""
+        """Return the random key for one of STREAMS: the same for all methods of an experiment, in every process."""
         check_integer("seed", self.seed, 0, 2**32 - 1)  # JAX reads 32 bits: larger seeds would repeat smaller ones
-        return jax.random.fold_in(jax.random.key(self.seed), STREAMS.index(use))
+        return jax.random.fold_in(make_key(self.seed), STREAMS.index(use))
 
 
 class Run(NamedTuple):

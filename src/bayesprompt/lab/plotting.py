@@ -19,6 +19,7 @@ from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from bayesprompt.lab.experiment import SCALES
+from bayesprompt.lab.style import own_style
 from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.measures.regret import quantiles
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
@@ -46,22 +47,6 @@ METHOD_COLORS = {
 # Prefix methods are drawn solid, weight methods dashed: colour is never the only sign.
 METHOD_LINES = {m: "-" if m in PREFIX_METHODS else "--" for m in METHODS}
 METHOD_LINES |= {"NoTuning": ":", "RandomPF": (0, (1, 3)), "TargetBayes": "-", "PreBayes": "-.", "PreBayesPT": "--"}
-
-
-def use_style() -> None:
-    """Set Matplotlib's defaults for every picture of the book (the figure is a white card, its text dark)."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (7.0, 3.8),
-            "figure.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "font.size": 10.5,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlepad": 12,  # above the number on a bar that ends at the top
-            "lines.linewidth": 2,
-        }
-    )
 
 
 def _scale(dataset: xr.Dataset) -> str:
@@ -149,6 +134,7 @@ def common_top(*groups: Datasets, steps: int = 200) -> float:
     return 1.12 * max((float(quantiles(r).q75.max()) for r in regrets), default=1.0)
 
 
+@own_style()
 def regret_curves(
     datasets: Datasets, ax: Axes | None = None, steps: int = 200, top: float | None = None, tuned: int | None = 50
 ) -> Axes:
@@ -172,6 +158,7 @@ def regret_curves(
     return ax
 
 
+@own_style()
 def regret_bars(
     datasets: Datasets, at: Sequence[int] = (50, 200), axes: Iterable[Axes] | None = None, top: float | None = None
 ) -> list[Axes]:
@@ -204,6 +191,7 @@ def regret_bars(
     return axes
 
 
+@own_style()
 def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, top: float | None = None) -> Axes:
     """Draw the tuning loss (nats a sequence), averaged over `smooth` steps: repetitions thin, their median thick."""
     ax = ax if ax is not None else plt.subplots()[1]
@@ -222,6 +210,7 @@ def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, to
     return ax
 
 
+@own_style()
 def posteriors(fits: Mapping[str, BetaFit], ax: Axes | None = None, bias: float | None = None) -> Axes:
     """Draw each method's fitted Beta(a, b) over the coin's bias, one row a method, all scaled to one height."""
     ax = ax if ax is not None else plt.subplots()[1]
@@ -240,6 +229,7 @@ def posteriors(fits: Mapping[str, BetaFit], ax: Axes | None = None, bias: float 
     return ax
 
 
+@own_style()
 def say_missing(ax: Axes) -> None:
     """Write on an empty panel that it was not computed."""
     ax.text(0.5, 0.5, "not computed", transform=ax.transAxes, ha="center", va="center", color=FAINT)

@@ -12,9 +12,11 @@ from bayesprompt.files import tree_hash
 from bayesprompt.lab.cells import condense, load_cell, load_network
 from bayesprompt.lab.experiment import Cell, Run
 from bayesprompt.provenance import provenance
+from bayesprompt.settings import fixed
 from bayesprompt.store import Store
 
 
+@fixed()
 def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | None = None) -> xr.Dataset:
     """Return a cell's results: from disk if they are there, else computed (after its base network) and stored.
 

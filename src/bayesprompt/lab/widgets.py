@@ -36,6 +36,11 @@ def explore(
 
     Raises ValueError unless there are one or two parameters, each with a value, and at most 24 frames in all.
     """
+    for name, given in parameters.items():
+        if not isinstance(given, Iterable):
+            raise UserError(f"{name} = {given}: must be its values, as [{given}]")
+    if not isinstance(alt, str) and not callable(alt):
+        raise UserError(f"alt = {alt}: must be a text or a function")
     values = {name: list(given) for name, given in parameters.items()}
     _check(values)
     width = f"{max(map(len, values)) + 1}ch"
@@ -53,18 +58,21 @@ def explore(
 
 def _check(values: dict[str, list[Any]]) -> None:
     if not 1 <= len(values) <= 2:
-        raise UserError(f"parameters = {', '.join(values) or 'none'}: one or two, each with its values")
+        raise UserError(f"parameters = {', '.join(values) or 'none'}: must be one or two, each with its values")
     for name, given in values.items():
         if not given:
-            raise UserError(f"{name} = []: at least one value")
+            raise UserError(f"{name} = []: must have at least one value")
     if (count := math.prod(map(len, values.values()))) > MAX_FRAMES:
         sizes = " x ".join(str(len(given)) for given in values.values())
-        raise UserError(f"{', '.join(values)} = {sizes} values: {count} frames, at most {MAX_FRAMES}")
+        raise UserError(f"{', '.join(values)} = {sizes} values: must have at most {MAX_FRAMES} frames, not {count}")
 
 
 def _slider(name: str, given: list[Any], width: str) -> ipywidgets.SelectionSlider:
     """A slider over positions in the list of values, so that any kind of value can be chosen."""
-    labels = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in given]
+    labels = [str(value) for value in given]
+    for digits in range(17, 3, -1):  # as few as tell floats apart
+        short = [f"{value:.{digits}g}" if isinstance(value, float) else str(value) for value in given]
+        labels = short if len(set(short)) == len(set(labels)) else labels
     slider = ipywidgets.SelectionSlider(
         options=list(zip(labels, range(len(given)), strict=True)),
         index=0,
@@ -92,10 +100,14 @@ def _picture(draw: Callable[..., Figure], frame: dict[str, Any]) -> str:
 def _words(alt: str | Callable[..., str], frame: dict[str, Any]) -> str:
     try:
         words = alt(**frame) if callable(alt) else alt.format(**frame)
-    except (KeyError, IndexError):
-        raise UserError(f"alt = {alt!r}: may name only the parameters {', '.join(frame)}") from None
+    except (KeyError, IndexError, ValueError) as error:
+        if callable(alt):
+            raise
+        names = " ".join(f"{{{name}}}" for name in frame)
+        words = f"must have no braces but {names}; TeX's own are doubled: {{{{ and }}}}"
+        raise UserError(f"alt = {alt!r}: {words}") from error
     if not words.strip():
-        raise UserError(f"alt = {alt!r}: words that describe the picture")
+        raise UserError(f"alt = {alt!r}: must be words that describe the picture")
     return html.escape(words)
 
 

@@ -16,6 +16,7 @@ from matplotlib.image import AxesImage
 
 from bayesprompt.checks import UserError
 from bayesprompt.lab.plotting import FAINT, add_provenance, say_missing
+from bayesprompt.lab.style import own_style
 from bayesprompt.measures.attention import Reading, attention, relative_content_attention
 from bayesprompt.measures.components import principal_components, project
 from bayesprompt.mechanism.digits import DigitExperiment, Tuned, held_out_inputs, load_models
@@ -41,6 +42,7 @@ def one_head(reading: Reading, sequence: int = 0, head: int = 0) -> Reading:
     return jax.tree.map(lambda x: np.asarray(x[sequence, head]), reading)
 
 
+@own_style()
 def attention_map(
     ax: Axes, reading: Reading, tokens: Digits, relative: bool = False, first_row: int = 0, highest: float = 1.0
 ) -> AxesImage:
@@ -77,6 +79,7 @@ def attention_map(
 Panel = tuple[Reading, Digits] | None
 
 
+@own_style()
 def attention_maps(
     rows: Sequence[Mapping[str, Panel]],
     labels: Sequence[str] | None = None,
@@ -103,6 +106,7 @@ def attention_maps(
     return figure
 
 
+@own_style()
 def accuracy_table(
     values: Float[np.ndarray, "rows columns"], rows: Sequence[str], columns: Sequence[str], ax: Axes | None = None
 ) -> Axes:
@@ -138,6 +142,7 @@ def completed_tasks(
     return np.where(solved.any(axis=0), solved.argmax(axis=0), -1)
 
 
+@own_style()
 def clusters(
     axes: Sequence[Axes] | np.ndarray,
     before: Float[np.ndarray, "B D"],
@@ -172,6 +177,7 @@ def clusters(
     return axes
 
 
+@own_style()
 def sorter_maps(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
     """Draw the attention of the pretrained, the fully tuned and the prefix-tuned sorter on one input (Figure 1).
 
@@ -188,6 +194,7 @@ def sorter_maps(store: Store, of: DigitExperiment, scale: str = "paper") -> Figu
     return add_provenance(attention_maps([panels], height=4.2), datasets)
 
 
+@own_style()
 def skill_maps(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
     """Draw the attention of every head of a network with several skills, on each skill's answer (Figure 2)."""
     tuned, heads = load_models(of, "Pretrained", store, scale), range(of.largest.num_heads)
@@ -199,6 +206,7 @@ def skill_maps(store: Store, of: DigitExperiment, scale: str = "paper") -> Figur
     return add_provenance(attention_maps(rows, tasks, first_row=SIZE - 1, height=2.4), [tuned and tuned.dataset])
 
 
+@own_style()
 def prefix_clusters(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
     """Draw attention block outputs at the last input row, without a prefix and under each one's (Figure 3)."""
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6))

@@ -14,6 +14,7 @@ from bayesprompt.lab.experiment import Cell, Result, Run
 from bayesprompt.models.gpt import GPT, decode, make_gpt
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.settings import make_key
 from bayesprompt.sources.digits import PRETRAINING_TASKS, SIZE, TASKS, Digits, answer, one_task
 from bayesprompt.store import Store
 from bayesprompt.tuning.fitting import AdamWConfig, fit
@@ -162,7 +163,7 @@ def load_tuned(cell: Cell, store: Store) -> Tuned | None:
     if cell.method == "PrefixTuning":
         models = [(base, Prefix(layers=jnp.asarray(rows))) for rows in dataset.prefix.values]
     elif not cell.makes_network:
-        tuner, keys = cell.experiment.tuner(cell.method, cell.scale), jax.random.split(jax.random.key(0), 1)
+        tuner, keys = cell.experiment.tuner(cell.method, cell.scale), jax.random.split(make_key(0), 1)
         like = jax.eval_shape(jax.vmap(lambda key: tuner.init(key, base)), keys)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((cell.repetitions, *x.shape[1:]), x.dtype), like)
         if (phi := load_arrays_of(cell, dataset, store, like)) is None:

@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bayesprompt.lab.plotting import PaperFigure
+from bayesprompt.lab.style import own_style
 from bayesprompt.mechanism.attention_plots import prefix_clusters, skill_maps, sorter_maps
 from bayesprompt.mechanism.constructions import tangents
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
@@ -13,6 +14,7 @@ from bayesprompt.mechanism.subspace_plots import prefix_ranges
 from bayesprompt.store import Store
 
 
+@own_style()
 def tangent_lines(_store: Store, V: int, _scale: str = "paper") -> Figure:
     """Draw the last layer of the constructions: a tangent of the parabola for each of V tokens (Petrov's Figure 4)."""
     M, b, _ = tangents(V)

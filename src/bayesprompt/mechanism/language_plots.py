@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.experiment import Cell
 from bayesprompt.lab.plotting import FAINT, METHOD_COLORS, add_provenance, say_missing
+from bayesprompt.lab.style import own_style
 from bayesprompt.measures.attention import (
     Reading,
     attention,
@@ -61,11 +62,13 @@ def read_sentence(
     return Read([model.decode([token]) for token in tokens], readings, load_cell(cell, store))
 
 
+@own_style()
 def one_row_attention(store: Store, place: tuple[int, int], scale: str = "paper") -> Figure:
     """Draw attention behind a prefix of one row, for one (layer, head), 0-based (Figure 5)."""
     return _behind_one_row(store, place, scale, attention_panels)
 
 
+@own_style()
 def one_row_outputs(store: Store, place: tuple[int, int], scale: str = "paper") -> Figure:
     """Draw a head's outputs behind a prefix of one row, for one (layer, head), 0-based (Figure 6)."""
     return _behind_one_row(store, place, scale, output_panels)
@@ -82,6 +85,7 @@ def _missing() -> Figure:
     return figure
 
 
+@own_style()
 def attention_panels(read: Read | None, layer: int, head: int) -> Figure:
     """Draw one head's attention with the prefix, the same within the content, and without the prefix (Figure 5)."""
     if read is None:
@@ -106,6 +110,7 @@ def attention_panels(read: Read | None, layer: int, head: int) -> Figure:
     return figure
 
 
+@own_style()
 def output_panels(read: Read | None, layer: int, head: int) -> Figure:
     """Draw one head's outputs with the prefix, and bias plus what is kept of those without it (Figure 6)."""
     if read is None:
@@ -130,6 +135,7 @@ def output_panels(read: Read | None, layer: int, head: int) -> Figure:
     return figure
 
 
+@own_style()
 def reached_bars(soft: xr.Dataset | None, hard: xr.Dataset | None) -> Figure:
     """Draw the share of targets that are reached, by kind and length: one soft token, any hard one, the own first."""
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.1), sharey=True)
@@ -158,6 +164,7 @@ def reached_bars(soft: xr.Dataset | None, hard: xr.Dataset | None) -> Figure:
     return add_provenance(figure, [soft, hard])
 
 
+@own_style()
 def layer_ranges(dataset: xr.Dataset | None, head: int = 0) -> Figure:
     """Draw the range of attention on each prefix row in every layer, for one head (in place of Figure 7)."""
     if dataset is None:
@@ -172,6 +179,7 @@ def layer_ranges(dataset: xr.Dataset | None, head: int = 0) -> Figure:
     return add_provenance(figure, [dataset])
 
 
+@own_style()
 def by_layer(
     values: Float[np.ndarray, "layers H"] | None, label: str, dataset: xr.Dataset | None, highest: float = 1.0
 ) -> Figure:
@@ -186,6 +194,7 @@ def by_layer(
     return add_provenance(figure, [dataset])
 
 
+@own_style()
 def coin_panels(before: xr.Dataset | None, after: xr.Dataset | None) -> Figure:
     """Draw beliefs against Laplace's rule on random coins, and cumulative log-loss over it, without and with prompt."""
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2))

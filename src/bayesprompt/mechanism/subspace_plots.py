@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bayesprompt.lab.plotting import add_provenance, say_missing
+from bayesprompt.lab.style import own_style
 from bayesprompt.measures.attention import bias_decomposition
 from bayesprompt.measures.components import principal_components, project
 from bayesprompt.measures.subspaces import participation_ratio, prefix_range, up_to
@@ -45,6 +46,7 @@ def at_last_input(tuned: Tuned, model: int) -> tuple[Int[np.ndarray, "B 10"], li
     return inputs, [LastInput(prefix_range(r, 0), bias_decomposition(r).bias[:, :, 0]) for r in last]
 
 
+@own_style()
 def range_bars(ax: Axes, ranges: Float[np.ndarray, "3 S"], color: str = "#d33a00") -> Axes:
     """Draw one head's range of attention on each prefix row: a bar from the lowest to the highest, a line between."""
     low, middle, high = ranges
@@ -55,6 +57,7 @@ def range_bars(ax: Axes, ranges: Float[np.ndarray, "3 S"], color: str = "#d33a00
     return ax
 
 
+@own_style()
 def prefix_ranges(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
     """Draw the range of attention on the rows of an experiment's first prefix, a panel a layer and head (Figure 7).
 
@@ -78,6 +81,7 @@ def prefix_ranges(store: Store, of: DigitExperiment, scale: str = "paper") -> Fi
     return add_provenance(figure, [tuned.dataset])
 
 
+@own_style()
 def bias_plane(ax: Axes, bias: Float[np.ndarray, "B d"], digits: Int[np.ndarray, " B"]) -> Axes:
     """Draw one head's biases in the plane of their first two components, coloured by a digit of each input (0 to 7)."""
     components = principal_components(bias)

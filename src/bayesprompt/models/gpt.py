@@ -154,7 +154,8 @@ class GPTNetwork(nn.Module):
             said = network.unembedding(x)[:, 0].argmax(-1).astype(jnp.int32)
             return (cache, said), said
 
-        carry = ((jnp.zeros(shape), jnp.zeros(shape)), jnp.zeros(len(inputs), jnp.int32))
+        nothing = jnp.zeros(shape, state["choices"].dtype)
+        carry = ((nothing, nothing), jnp.zeros(len(inputs), jnp.int32))
         scan = nn.scan(read, variable_broadcast="params", split_rngs={"params": False})
         _, said = scan(self, carry, (jnp.arange(sizes.rows), given))
         return said[-sizes.size :].T

@@ -44,14 +44,14 @@ def check_sizes(architecture: Any, but: tuple[str, ...] = ()) -> None:
     """Raise UserError for a size below 1 (num_tokens: 2), other fields apart."""
     for name, value in vars(architecture).items():
         low = 2 if name == "num_tokens" else 1
-        if name not in but and value < low:
+        if name not in but and (not isinstance(value, int) or value < low):
             raise UserError(f"{name} = {value}: must be >= {low}")
 
 
 def one_hot(tokens: Int[Array, "*batch N"], num_tokens: int) -> Float[Array, "*batch N K"]:
     """Return tokens as one-hot rows; outside the alphabet as NaN, so that a wrong token never passes for none."""
     known = (tokens >= 0) & (tokens < num_tokens)
-    return jnp.where(known[..., None], jax.nn.one_hot(tokens, num_tokens), jnp.nan)
+    return jnp.where(known[..., None], jax.nn.one_hot(tokens, num_tokens, dtype=jnp.float32), jnp.nan)
 
 
 def token_losses(rows: Float[Array, "K D"], x: Float[Array, "B n D"], tokens: Int[Array, "B n"]) -> Float[Array, "B n"]:

@@ -44,7 +44,7 @@ def _init(sizes: Llama, key: Array) -> Params:
     """Draw weights with standard deviation 0.02."""
     leaves, structure = jax.tree.flatten_with_path(shapes(sizes))
     drawn = [
-        jnp.ones(leaf.shape) if "norm" in path[-1].key else 0.02 * jax.random.normal(k, leaf.shape)
+        jnp.ones_like(leaf) if "norm" in path[-1].key else 0.02 * jax.random.normal(k, leaf.shape, leaf.dtype)
         for (path, leaf), k in zip(leaves, jax.random.split(key, len(leaves)), strict=True)
     ]
     return jax.tree.unflatten(structure, drawn)
@@ -70,7 +70,7 @@ def _norm(x: Array, scale: Array, epsilon: float) -> Array:
 def _rotate(sizes: Llama, x: Float[Array, "*batch n H d"], places: Int[Array, " n"]) -> Float[Array, "*batch n H d"]:
     """Turn pairs of coordinates (i, i + d/2) by angles proportional to the position (Su et al. 2021)."""
     half = x.shape[-1] // 2
-    each = sizes.rope_base ** (-jnp.arange(half) / half)
+    each = sizes.rope_base ** (-jnp.arange(half, dtype=jnp.promote_types(x.dtype, jnp.float32)) / half)
     if sizes.rope_factors:
         each = each / jnp.array(sizes.rope_factors, each.dtype)
     angle = places[:, None] * each[None]
@@ -133,7 +133,7 @@ def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
     check_prefix(prefix, sizes)
     if prefix.length + length > sizes.context:
         raise UserError(f"length = {length}: prompt and tokens must have at most {sizes.context} positions")
-    nothing = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim))
+    nothing = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim), params["embedding"].dtype)
     rows = prefix.inputs @ params["embedding"] if prefix.inputs is not None else prefix.embeddings
     return {
         "layers": nothing if prefix.layers is None else prefix.layers,
@@ -226,8 +226,8 @@ def _generate(sizes: Llama, params: Params, tokens: Int[Array, "B N"], steps: in
             return _finish(sizes, block, x, added), kept
 
         x, cache = jax.lax.scan(read, params["embedding"][said][:, None], (params["torso"], memory, cache))
-        return (_logits(sizes, params, x[:, 0]).argmax(-1), cache), said
+        return (_logits(sizes, params, x[:, 0]).argmax(-1).astype(jnp.int32), cache), said
 
-    first = _logits(sizes, params, x[:, -1]).argmax(-1)
+    first = _logits(sizes, params, x[:, -1]).argmax(-1).astype(jnp.int32)
     (last, _), said = jax.lax.scan(write, (first, cache), given + jnp.arange(steps - 1))
     return jnp.concatenate([said, last[None]]).T

@@ -44,7 +44,7 @@ class LSTMTorso(nn.Module):
     def prompt(self, rows: Array, vocabulary: Array, layers: Array | None, length: int) -> State:
         """Keep every layer's cell and hidden state, and the first layer's input gates of every token."""
         if self.is_initializing():  # flax creates a cell's parameters when it is first called
-            zeros = jnp.zeros((1, self.architecture.hidden_dim))
+            zeros = jnp.zeros((1, self.architecture.hidden_dim), jnp.float32)
             for index, cell in enumerate(self.cells):
                 cell((zeros, zeros), zeros if index else rows[:1])
         steps, x = self.run(rows[:, None], layers)
@@ -62,7 +62,7 @@ class LSTMTorso(nn.Module):
         """Run the cells over explicit rows; return each one's input and carries (rows, B, H), and the last's output."""
         if layers is not None:
             raise UserError("prefix = layers: must be inputs or embeddings for an LSTM, which has no attention")
-        start, steps = (jnp.zeros((x.shape[1], self.architecture.hidden_dim)),) * 2, []
+        start, steps = (jnp.zeros((x.shape[1], self.architecture.hidden_dim), x.dtype),) * 2, []
         for cell in self.cells:
             kernel, recurrent, bias = gate_weights(cell)
             step = lambda carry, gates, r=recurrent: (lstm_step(carry, gates, r),) * 2  # noqa: E731

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from bayesprompt.checks import check_tokens
+from bayesprompt.checks import UserError, check_tokens
 from bayesprompt.devices import Cores, part_size
 from bayesprompt.models.layers import State, Trace, one_hot
 from bayesprompt.models.lstm import LSTM, LSTMTorso
@@ -96,7 +96,9 @@ class Predictor(NamedTuple):
 
 
 def check_input(architecture: Architecture, tokens: Array | np.ndarray, prefix: Prefix) -> None:
-    """Raise UserError for tokens outside the alphabet, where they are known, and for a prefix of another network."""
+    """Raise UserError for tokens not (B, N) or, where known, outside the alphabet, and for another network's prefix."""
+    if np.ndim(tokens) != 2:
+        raise UserError(f"tokens = array of shape {np.shape(tokens)}: must be (B, N)")
     if not isinstance(tokens, jax.core.Tracer):
         check_tokens(tokens, architecture.num_tokens)
     check_prefix(prefix, architecture)
@@ -163,7 +165,7 @@ class Network(nn.Module):
     def rows(self, prefix: Prefix) -> Float[Array, "rows D"]:
         """Return the start vector (zeros in token space) and L prefix rows as embeddings (1 + L, D)."""
         check_prefix(prefix, self.architecture)
-        start = self.embedding(jnp.zeros((1, self.architecture.num_tokens)))
+        start = self.embedding(jnp.zeros((1, self.architecture.num_tokens), jnp.float32))
         given = prefix.embeddings if prefix.layers is None else prefix.layers[0]
         if prefix.inputs is not None:
             given = self.embedding(prefix.inputs)
@@ -171,7 +173,7 @@ class Network(nn.Module):
 
     def prompt(self, prefix: Prefix, length: int) -> State:
         """Read the start vector and the prefix, then prepare for `length` tokens."""
-        vocabulary = self.embedding(jnp.eye(self.architecture.num_tokens))
+        vocabulary = self.embedding(jnp.eye(self.architecture.num_tokens, dtype=jnp.float32))
         return self.torso.prompt(self.rows(prefix), vocabulary, prefix.layers, length)
 
     def predict(self, state: State, tokens: Int[Array, "B N"]) -> Float[Array, "B N K"]:

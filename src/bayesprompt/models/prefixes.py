@@ -58,6 +58,8 @@ def all_hard_prefixes(prefix_length: int, num_tokens: int = 2) -> Int[np.ndarray
 
 def check_prefix(prefix: Prefix, architecture: Any) -> None:
     """Raise UserError unless at most one field is set, with rows as a network of these sizes reads them."""
+    if not isinstance(prefix, Prefix):
+        raise UserError(f"prefix = {type(prefix).__name__}: must be a Prefix")
     given = {name: rows.shape for name, rows in prefix._asdict().items() if rows is not None}
     if len(given) > 1:
         raise UserError(f"prefix = {' and '.join(given)}: must have one field at most")
@@ -71,13 +73,13 @@ def check_prefix(prefix: Prefix, architecture: Any) -> None:
 
 def check_prefix_length(prefix_length: int) -> None:
     """Raise UserError unless the prefix length is a whole number >= 1."""
-    if int(prefix_length) != prefix_length or prefix_length < 1:
+    if not isinstance(prefix_length, int | float | np.number) or not prefix_length >= 1 or prefix_length % 1:
         raise UserError(f"prefix_length = {prefix_length}: must be a whole number >= 1")
 
 
 def random_hard_prefix(key: Array, prefix_length: int, width: int) -> Float[Array, "L width"]:
     """Draw L random one-hot rows: where tuned prefixes start, and what RandomPF reads."""
-    return jax.nn.one_hot(jax.random.randint(key, (prefix_length,), 0, width), width, dtype=jnp.float32)
+    return jax.nn.one_hot(jax.random.randint(key, (prefix_length,), 0, width, jnp.int32), width, dtype=jnp.float32)
 
 
 def prompt_compositions(prefix_length: int, num_tokens: int = 2) -> Int[np.ndarray, "compositions K"]:

@@ -1,6 +1,7 @@
 """The Transformer: blocks of attention and MLP over embeddings plus positions (Section 4.1)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ class TransformerTorso(nn.Module):
     def prompt(self, rows: Array, vocabulary: Array, layers: Array | None, length: int) -> State:
         """Keep each block's keys and values, the last row's output, and what each token brings into the first block."""
         start = len(rows)
-        places = positions(start, length, self.architecture.embed_dim, layers)
+        places = positions(start, length, rows, layers)
         found, x = run_blocks(self.blocks, (rows + places[:start])[None], slice(0, start), layers, 1)
         # A token has only K values: what it brings into the first block is computed once a position and value.
         choices = vocabulary[None] + places[start:, None]  # (N - 1, K, D)
@@ -107,20 +108,21 @@ class TransformerTorso(nn.Module):
         self, rows: Float[Array, "B rows D"], start: int, layers: Array | None
     ) -> tuple[tuple[Layer, ...], Array]:
         """Return what each block did with explicit rows, `start` of them the prompt's, and the last one's output."""
-        places = positions(start, rows.shape[1] - start + 1, self.architecture.embed_dim, layers)
+        places = positions(start, rows.shape[1] - start + 1, rows, layers)
         return run_blocks(self.blocks, rows + places[None], slice(1, start), layers, 1)
 
 
-def positions(start: int, length: int, width: int, layers: Array | None) -> Float[Array, "rows D"]:
-    """Return the positions of a prompt's rows and of `length` tokens but the last.
+def positions(start: int, length: int, like: Array, layers: Array | None) -> Float[Array, "rows D"]:
+    """Return the positions of a prompt's rows and of `length` tokens but the last, as wide and as exact as `like`.
 
     Rows given layer by layer have none (and replace only what attention reads).
     """
-    found = sinusoids(start + length - 1, width)
+    found = sinusoids(start + length - 1, like.shape[-1], jnp.promote_types(like.dtype, jnp.float32))
     return found if layers is None else found.at[1:start].set(0.0)
 
 
-def sinusoids(length: int, width: int) -> Float[Array, "N D"]:
+def sinusoids(length: int, width: int, dtype: Any = jnp.float32) -> Float[Array, "N D"]:
     """Return sin/cos positions: first half sin, second half cos, timescales up to 1e4 (Vaswani et al. 2017)."""
-    angle = jnp.arange(length)[:, None] * 1e4 ** (-jnp.arange(0, width, 2) / width)[None]
+    scale = 1e4 ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
+    angle = jnp.arange(length, dtype=dtype)[:, None] * scale[None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

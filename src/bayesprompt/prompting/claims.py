@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
 from bayesprompt.lab.cells import load_network
@@ -12,6 +11,7 @@ from bayesprompt.lab.judging import Claim, Part, Results, minus
 from bayesprompt.measures.regret import exact_regret, exact_stderr
 from bayesprompt.prompting.experiments import EXPERIMENTS, PRETRAINING, RANDOM_COINS
 from bayesprompt.prompting.states import ordering
+from bayesprompt.settings import make_key
 from bayesprompt.sources.coins import CoinMixture
 from bayesprompt.tuning.tuners import PREFIX_METHODS, WEIGHT_METHODS
 
@@ -144,7 +144,7 @@ def _g15(results: Results) -> Iterator[Part]:
         cell = Cell(PRETRAINING, network, "Pretrained", results.scale)
         there = results.cell("pretraining", network, "Pretrained") is not None
         found = load_network(cell, results.store) if there else None
-        order = ordering(*found, jax.random.key(0)) if found else None
+        order = ordering(*found, make_key(0)) if found else None
         for quantity in ("step", "heads"):
             correlation = None if order is None else abs(getattr(order, f"{quantity}_correlation"))
             yield Part(f"{network}: one of two components with {quantity}, Spearman", correlation, ">=", 0.8)

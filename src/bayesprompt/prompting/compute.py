@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
@@ -14,6 +15,7 @@ from bayesprompt.lab.experiment import Cell, Result, Run
 from bayesprompt.measures.regret import cumulative_regret, excess_log_loss, log_loss
 from bayesprompt.models.predictor import predict_all
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, all_hard_prefixes, hard_prefix, prompt_compositions
+from bayesprompt.settings import KEYS
 from bayesprompt.sources import Exchangeable, Sampler, Source
 from bayesprompt.tuning.fitting import FitConfig, fit
 from bayesprompt.tuning.hard_search import hard_search
@@ -60,8 +62,8 @@ class Sample:
         self, key: PRNGKeyArray, batch: int, length: int
     ) -> tuple[Int[Array, "{batch} {length}"], Float[Array, "{batch} K"] | None]:
         """Draw `batch` of the kept sequences, and the latent of each."""
-        kept = self.source.sample(jax.random.wrap_key_data(self.key_data), self.size, length)
-        chosen = jax.random.randint(key, (batch,), 0, self.size)
+        kept = self.source.sample(jax.random.wrap_key_data(self.key_data, impl=KEYS), self.size, length)
+        chosen = jax.random.randint(key, (batch,), 0, self.size, jnp.int32)
         return jax.tree.map(lambda x: x[chosen], kept)
 
 

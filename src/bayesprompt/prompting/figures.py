@@ -12,6 +12,7 @@ from bayesprompt.lab.plotting import (
     regret_curves,
     tuning_loss,
 )
+from bayesprompt.lab.style import own_style
 from bayesprompt.prompting.experiments import EXPERIMENTS, MIXTURE, SINGLE_COIN, CoinExperiment
 from bayesprompt.prompting.state_plots import states_under_prefixes, structure_and_prefixes
 from bayesprompt.store import Store
@@ -19,6 +20,7 @@ from bayesprompt.store import Store
 NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
 
 
+@own_style()
 def overview(store: Store, scale: str = "paper") -> Figure:
     """Draw the README's picture: regret on the single coin, both networks."""
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), sharey=True)
@@ -28,6 +30,7 @@ def overview(store: Store, scale: str = "paper") -> Figure:
     return add_provenance(figure, *groups.values())
 
 
+@own_style()
 def curves_and_bars(store: Store, experiment: CoinExperiment, scale: str = "paper") -> Figure:
     """Draw regret curves of the Transformer, and bars at n = 50 and 200 of both networks (Figures 1 and 3)."""
     groups, layout = _both(store, experiment, scale), [["curves", "curves"], ["t0", "t1"], ["l0", "l1"]]
@@ -38,6 +41,7 @@ def curves_and_bars(store: Store, experiment: CoinExperiment, scale: str = "pape
     return add_provenance(figure, *groups.values())
 
 
+@own_style()
 def curves_and_losses(store: Store, experiment: CoinExperiment, scale: str = "paper") -> Figure:
     """Draw regret curves and tuning losses of both networks (Figures A5, A6, A8 and A9)."""
     groups = _both(store, experiment, scale)
@@ -48,6 +52,7 @@ def curves_and_losses(store: Store, experiment: CoinExperiment, scale: str = "pa
     return add_provenance(figure, *groups.values())
 
 
+@own_style()
 def bars(store: Store, rows: dict[str, tuple[CoinExperiment, str]], scale: str = "paper") -> Figure:
     """Draw bars at n = 50 and 200, a row for each title: (experiment, architecture) (Figures 4 and A10)."""
     groups = {title: load_methods(store, experiment, name, scale) for title, (experiment, name) in rows.items()}

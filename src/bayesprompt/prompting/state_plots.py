@@ -7,7 +7,6 @@ right and later steps further up.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
@@ -20,10 +19,12 @@ from scipy.ndimage import binary_closing
 from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.lab.experiment import Cell
 from bayesprompt.lab.plotting import METHOD_COLORS, add_provenance, say_missing
+from bayesprompt.lab.style import own_style
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import Prefix
 from bayesprompt.prompting.experiments import PRETRAINING, CoinExperiment
 from bayesprompt.prompting.states import STEPS, Ordering, ordering, plane, states_after, tuned_prefixes
+from bayesprompt.settings import make_key
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS
 
@@ -49,7 +50,7 @@ def load_ordered(store: Store, architecture: str, scale: str = "paper", network:
     cell = Cell(PRETRAINING, architecture, network, scale)
     if (found := load_network(cell, store)) is None:
         return None
-    return Ordered(*found, ordering(*found, jax.random.key(0)), load_cell(cell, store))
+    return Ordered(*found, ordering(*found, make_key(0)), load_cell(cell, store))
 
 
 def load_both(store: Store, scale: str = "paper") -> Networks:
@@ -59,10 +60,11 @@ def load_both(store: Store, scale: str = "paper") -> Networks:
 
 def paths(network: Ordered, prefixes: list[Prefix], experiment: CoinExperiment) -> Float[np.ndarray, "B rows S"]:
     """Return states of 20 sequences of an experiment's target, read after these prefixes in turn, prefixes included."""
-    tokens = np.asarray(experiment.target.sample(jax.random.key(1), SEQUENCES, STEPS)[0])
+    tokens = np.asarray(experiment.target.sample(make_key(1), SEQUENCES, STEPS)[0])
     return states_after(network.predictor, network.params, prefixes, tokens, STEPS)
 
 
+@own_style()
 def state_structure(store: Store, scale: str = "paper", networks: Networks | None = None) -> Figure:
     """Draw the pretrained networks' states on random coins, coloured by step and by share of heads (Figure A7 a, b).
 
@@ -72,6 +74,7 @@ def state_structure(store: Store, scale: str = "paper", networks: Networks | Non
     return add_provenance(figure, _structure(figure, networks or load_both(store, scale)))
 
 
+@own_style()
 def states_under_prefixes(
     store: Store,
     experiment: CoinExperiment,
@@ -86,6 +89,7 @@ def states_under_prefixes(
     return add_provenance(figure, _under_prefixes(figure, store, experiment, scale, networks))
 
 
+@own_style()
 def structure_and_prefixes(store: Store, experiment: CoinExperiment, scale: str = "paper") -> Figure:
     """Draw both of the above in one picture (Figure A7)."""
     figure, networks = plt.figure(figsize=(10, 13.5)), load_both(store, scale)
@@ -135,6 +139,7 @@ def _under_prefixes(
     return datasets
 
 
+@own_style()
 def background(ax: Axes, order: Ordering, color: str = "#d0d0d0") -> None:
     """Draw the paths of the random-coin sequences that span the plane, in grey."""
     lines = LineCollection(plane(order, order.visited.states), colors=color, linewidths=0.5, zorder=0, rasterized=True)
@@ -142,6 +147,7 @@ def background(ax: Axes, order: Ordering, color: str = "#d0d0d0") -> None:
     ax.autoscale_view()
 
 
+@own_style()
 def shade(ax: Axes, order: Ordering, bins: int = 45) -> None:
     """Fill the area that random-coin states cover, in plain grey: a background that compresses well (for sliders)."""
     points = plane(order, order.visited.states).reshape(-1, 2)
@@ -152,6 +158,7 @@ def shade(ax: Axes, order: Ordering, bins: int = 45) -> None:
     ax.pcolormesh(*edges, np.where(covered.T, 1.0, np.nan), cmap="Greys", vmin=0, vmax=7, rasterized=True)
 
 
+@own_style()
 def path_lines(ax: Axes, points: Float[np.ndarray, "B rows 2"], prefix_length: int, color: str) -> None:
     """Draw paths in the plane: black while the prefix is read, a ring where it ends, then coloured."""
     for path in points:

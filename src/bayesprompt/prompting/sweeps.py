@@ -13,6 +13,7 @@ from bayesprompt.checks import UserError
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.experiment import Cell, Sweep
 from bayesprompt.lab.plotting import METHOD_COLORS, METHOD_LINES
+from bayesprompt.lab.style import own_style
 from bayesprompt.measures.regret import quantiles
 from bayesprompt.store import Store
 
@@ -46,6 +47,7 @@ def sweep_regret(
     return SweepRegret(np.array([*found], np.float64), *_quartiles(found.values(), n))
 
 
+@own_style()
 def sweep_curves(
     store: Store, sweep: Sweep, architecture: str, ax: Axes | None = None, n: int = 50, scale: str = "quick"
 ) -> Axes:

@@ -91,7 +91,7 @@ class Exchangeable(abc.ABC):
         check_integer("length", length, 1)
         latent_key, token_key = jax.random.split(key)
         latent = self.sample_latent(latent_key, batch)
-        return choose(jax.random.uniform(token_key, (batch, length)), latent[:, None, :]), latent
+        return choose(jax.random.uniform(token_key, (batch, length), jnp.float32), latent[:, None, :]), latent
 
     def oracle_log_probs(
         self, tokens: Tokens, latent: Float[np.ndarray | Array, "*batch K"]

@@ -76,7 +76,7 @@ class _Mixture(_Parameters, Exchangeable):
     num_tokens = property(lambda self: len(self.components[0]))
 
     def sample_latent(self: Any, key: PRNGKeyArray, batch: int) -> Array:
-        uniform, weights = jax.random.uniform(key, (batch,)), jnp.asarray(self.weights, jnp.float32)
+        uniform, weights = jax.random.uniform(key, (batch,), jnp.float32), jnp.asarray(self.weights, jnp.float32)
         return jnp.asarray(self.components, jnp.float32)[choose(uniform, weights[None])]
 
     def _log_joint(self: Any, counts: Counts) -> Float[np.ndarray, "*batch C"]:
@@ -106,7 +106,7 @@ class _Dirichlet(_Parameters, Exchangeable):
     num_tokens = property(lambda self: len(self.concentration))
 
     def sample_latent(self: Any, key: PRNGKeyArray, batch: int) -> Array:
-        return jax.random.dirichlet(key, jnp.asarray(self.concentration, jnp.float32), (batch,))
+        return jax.random.dirichlet(key, jnp.asarray(self.concentration, jnp.float32), (batch,), jnp.float32)
 
     def log_evidence(self: Any, counts: Counts) -> Evidence:
         """Return log xi(one particular sequence with these `counts`) (Eq. 1), nats: a ratio of Beta functions."""
@@ -199,7 +199,7 @@ class Markov(_Parameters):
             token = choose(uniform, probs)
             return transition[token], token
 
-        uniforms = jax.random.uniform(key, (length, batch))
+        uniforms = jax.random.uniform(key, (length, batch), jnp.float32)
         return jax.lax.scan(step, jnp.tile(initial, (batch, 1)), uniforms)[1].T, None
 
     def bayes_log_probs(self, tokens: Tokens) -> Float[np.ndarray, "*batch N K"]:

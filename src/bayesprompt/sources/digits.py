@@ -49,7 +49,9 @@ class Digits:
         if length != 2 * SIZE:
             raise UserError(f"length = {length}: must be {2 * SIZE}, the digits and their answer")
         for_task, for_rows = jax.random.split(key)
-        task = jax.random.categorical(for_task, jnp.log(self.weights), shape=(batch,))
+        task = jax.random.categorical(for_task, jnp.log(jnp.asarray(self.weights, jnp.float32)), shape=(batch,)).astype(
+            jnp.int32
+        )
         inputs = draw_inputs(for_rows, task, self.held_out)
         return jnp.concatenate([inputs, answer(inputs, task)], axis=1), task
 
@@ -69,7 +71,7 @@ def draw_inputs(key: PRNGKeyArray, task: Int[Array, " B"], held_out: bool) -> In
     def draw(carry):
         number, inputs, kept = carry
         # 32 fair bits: three for each of the ten digits, and one for the coin.
-        bits = jax.random.bits(jax.random.fold_in(key, number), (batch, CANDIDATES))
+        bits = jax.random.bits(jax.random.fold_in(key, number), (batch, CANDIDATES), jnp.uint32)
         new = jnp.stack([(bits >> 3 * i) & 7 for i in range(SIZE)], axis=-1).astype(jnp.int32)
         # Ten equal digits have a count of 10, for which there is no token.
         right = (is_held_out(new) == held_out) & ((task[:, None] != 5) | (new != new[..., :1]).any(-1))
@@ -106,7 +108,7 @@ def answer(inputs: Rows, task: Int[Array | np.ndarray, "*B"] | int) -> Rows:
     """Return the answer of TASKS[task] to each input."""
     inputs = jnp.asarray(inputs)
     ascending = jnp.sort(inputs)
-    counts = (inputs[..., None] == inputs[..., None, :]).sum(-1)
+    counts = (inputs[..., None] == inputs[..., None, :]).sum(-1, dtype=jnp.int32)
     answers = (ascending, ascending[..., ::-1], inputs + 1, inputs + 2, ascending + 1, counts)
     chosen = jnp.broadcast_to(jnp.asarray(task)[..., None], inputs.shape)
     return jnp.select([chosen == i for i in range(len(TASKS))], answers)

@@ -198,7 +198,7 @@ class Prior(Exchangeable):
 
     def sample_latent(self, key: PRNGKeyArray, batch: int) -> Float[Array, "{batch} 2"]:
         """Draw biases, and return the probabilities of heads and tails that each stands for."""
-        uniforms = np.asarray(jax.random.uniform(key, (2, batch)), np.float64)
+        uniforms = np.asarray(jax.random.uniform(key, (2, batch), np.float32), np.float64)
         chosen = (np.cumsum(self.weights)[:-1] <= uniforms[0][:, None]).sum(-1)
         low, high, alpha, beta = self._columns[:, chosen]
         bias = quantile(uniforms[1], alpha, beta, low, high)

@@ -1,16 +1,36 @@
 """What `fit` and `hard_search` accept: a network's own parameters, and sources of its alphabet."""
 
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayesprompt.checks import UserError
+from bayesprompt.checks import UserError, check_integer
 from bayesprompt.files import array_name
 from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.settings import make_key, typed_key
+
+
+def check_call(
+    predictor: Any, tuner: Any, config: Any, key: Any, repetitions: Any, checkpoint: Any
+) -> tuple[jax.Array, Path | None]:
+    """Return the key, typed, and the checkpoint as a path; raises ValueError for arguments that are something else."""
+    for name, given, parts in (
+        ("predictor", predictor, ("init", "prompt", "predict", "architecture")),
+        ("tuner", tuner, ("init", "inject")),
+        ("config", config, ("steps", "batch", "length", "make_optimizer", "loss")),
+    ):
+        if missing := [part for part in parts if not hasattr(given, part)]:
+            raise UserError(f"{name} = {type(given).__name__}: must have {', '.join(missing)}")
+    check_integer("repetitions", repetitions, 1)
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise UserError(f"checkpoint = {checkpoint}: must be the path of a file")
+    return typed_key(key), None if checkpoint is None else Path(checkpoint)
 
 
 def check_network(predictor: Predictor, base: Params) -> None:
@@ -44,7 +64,7 @@ def check_source(source: Any, num_tokens: int, repetitions: int | None = None) -
 
 @functools.lru_cache
 def _made(init: Callable) -> dict[str, tuple[int, ...]]:
-    return _shapes(jax.eval_shape(init, jax.random.key(0)))
+    return _shapes(jax.eval_shape(init, make_key(0)))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

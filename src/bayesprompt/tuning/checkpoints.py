@@ -10,6 +10,7 @@ import numpy as np
 
 from bayesprompt.files import LOG, OtherRunError, RefusedFileError, load_arrays, set_aside, tree_hash
 from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.settings import USUAL, told
 from bayesprompt.tuning.tuners import Tuner
 
 
@@ -28,6 +29,8 @@ def run_record(
         "network": [predictor.architecture, tree_hash(base)],
         "repetitions": [repetitions],
     }
+    if told() != USUAL:
+        described["JAX's settings"] = [told()]
     return {name: hashlib.sha256(_words(parts).encode()).hexdigest() for name, parts in described.items()}
 
 

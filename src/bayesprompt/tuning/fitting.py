@@ -1,7 +1,6 @@
 """One compiled loop for pretraining and for every gradient tuner: draw data, take a step, again.
 
-Repetitions, and where devices are left the sequences of a batch, are spread over all devices: accelerators, those of
-several hosts under `jax.distributed`, or the cores of a CPU.
+Repetitions, and where devices are left parts of a batch, are spread over accelerators, hosts, or the cores of a CPU.
 """
 
 import functools
@@ -17,12 +16,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
-from bayesprompt.checks import UserError
+from bayesprompt.checks import UserError, check_settings
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
 from bayesprompt.files import save_arrays
 from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.settings import fixed
 from bayesprompt.sources.base import Sampler
-from bayesprompt.tuning.accepted import check_network, check_source
+from bayesprompt.tuning.accepted import check_call, check_network, check_source
 from bayesprompt.tuning.checkpoints import resume, run_record
 from bayesprompt.tuning.tuners import Tuner
 
@@ -43,9 +43,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for settings that are not positive; some may be 0."""
-        for name, value in vars(self).items():
-            if not (value > 0 or (value == 0 and name in self.may_be_zero)):
-                raise UserError(f"{name} = {value}: must be {'>=' if name in self.may_be_zero else '>'} 0")
+        check_settings(self, ("steps", "batch", "length"), self.may_be_zero)
 
     may_be_zero: ClassVar[tuple[str, ...]] = ()
     # Most steps between two looks from the host (progress, checkpoint, finite-loss check).
@@ -104,6 +102,7 @@ class Fit(NamedTuple):
     loss: Float[np.ndarray, "R steps"]
 
 
+@fixed()
 def fit(
     predictor: Predictor,
     tuner: Tuner,
@@ -112,7 +111,7 @@ def fit(
     config: FitConfig,
     key: Array,
     repetitions: int = 1,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     progress: Callable[[int, float], None] | None = None,
     sources: bool = False,
 ) -> Fit:
@@ -127,6 +126,7 @@ def fit(
     that differs in anything, and DivergedError where a loss, or what a step leaves behind, is not finite; the last good
     checkpoint stays.
     """
+    key, checkpoint = check_call(predictor, tuner, config, key, repetitions, checkpoint)
     check_network(predictor, base)
     check_source(source, predictor.architecture.num_tokens, repetitions if sources else None)
     base, source = jax.device_get(jax.tree.map(jnp.asarray, (base, source)))

@@ -12,6 +12,7 @@ from bayesprompt.checks import check_tokens
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import Prefix, all_hard_prefixes
+from bayesprompt.settings import fixed
 from bayesprompt.tuning.accepted import check_network
 
 
@@ -26,6 +27,7 @@ class HardSearch(NamedTuple):
     loss: Float[np.ndarray, " prefixes"]
 
 
+@fixed()
 def hard_search(
     predictor: Predictor, params: Params, prefix_length: int, tokens: Int[Array | np.ndarray, "B N"]
 ) -> HardSearch:

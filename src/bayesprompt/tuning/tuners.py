@@ -59,7 +59,7 @@ METHODS = (*PREFIX_METHODS, *WEIGHT_METHODS)
 
 def prefix_from_rows(method: str, rows: Float[Array | np.ndarray, "*layers L width"]) -> Prefix:
     """Return the prefix of rows that a prefix method found, as results store them (SimplexPT: on the simplex)."""
-    if method not in PREFIX_FIELDS:
+    if not isinstance(method, str) or method not in PREFIX_FIELDS:
         raise UserError(f"method = {method}: must be one of {', '.join(PREFIX_FIELDS)}")
     return Prefix(**{PREFIX_FIELDS[method]: jnp.asarray(rows)})
 
@@ -79,6 +79,8 @@ def make_tuner(
 
     Raises ValueError for an unknown method, one that the architecture does not admit, prefix_length < 1 or rank < 1.
     """
+    if not isinstance(method, str):
+        raise UserError(f"method = {method}: must be a method's name")
     if method in PREFIX_FIELDS and method != "HardPT":
         check_prefix_length(prefix_length)
         if method == "PrefixTuning" and isinstance(architecture, LSTM):
@@ -107,7 +109,9 @@ _FULL = Tuner(init=lambda key, base: base, inject=lambda base, phi: (phi, NO_PRE
 @functools.cache
 def _prefix_tuner(method: str, shape: tuple[int, ...]) -> Tuner:
     def init(key, base):
-        return jax.random.normal(key, shape) if method == "PrefixTuning" else random_hard_prefix(key, *shape)
+        return (
+            jax.random.normal(key, shape, jnp.float32) if method == "PrefixTuning" else random_hard_prefix(key, *shape)
+        )
 
     def inject(base, phi):
         return base, prefix_from_rows(method, jax.nn.softmax(phi) if method == "SimplexPT" else phi)
@@ -156,7 +160,10 @@ def _lora_tuner(rank: int, beside: tuple[str, ...]) -> Tuner:
             own = jax.random.fold_in(own, number) if number else own
             *stack, rows, columns = weight.shape
             draw = jax.nn.initializers.lecun_normal(batch_axis=range(len(stack)))
-            phi[name] = {"A": draw(own, (*stack, rows, rank)), "B": jnp.zeros((*stack, rank, columns))}
+            phi[name] = {
+                "A": draw(own, (*stack, rows, rank), jnp.float32),
+                "B": jnp.zeros((*stack, rank, columns), jnp.float32),
+            }
         return phi
 
     def inject(base, phi):

@@ -55,7 +55,9 @@ class Texts:
         """Return `batch` of the sequences, their first `length` tokens."""
         if batch == len(self.tokens):
             return jnp.asarray(self.tokens)[:, :length], None
-        return jnp.asarray(self.tokens)[jax.random.randint(key, (batch,), 0, len(self.tokens)), :length], None
+        return jnp.asarray(self.tokens)[
+            jax.random.randint(key, (batch,), 0, len(self.tokens), jnp.int32), :length
+        ], None
 
 
 @functools.partial(
