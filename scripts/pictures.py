@@ -42,23 +42,26 @@ def to_files(notebook: dict, folder: Path, address: str) -> None:
 
 
 def slider(widgets: dict[str, dict], model: str, folder: Path, address: str, name: str) -> str:
-    """HTML of what `bayesprompt.lab.widgets.explore` made: its sliders, its first frame, and where the others are."""
+    """HTML of what `bayesprompt.lab.widgets.explore` made: its sliders, the first frame shown, and where all are."""
     *models, stack = children(widgets, model)
     states = [widgets[each]["state"] for each in models]
     frames = [(*save(data, folder, address), alt) for data, alt in leaves(widgets, stack)]
     lines = ['<div class="explore">']
+    place = 0
     for number, state in enumerate(states):
-        first, *rest = map(html.escape, state["_options_labels"])
+        labels = [*map(html.escape, state["_options_labels"])]
+        chosen = state.get("index", 0)  # what was not chosen is not in the state
+        place, first = place * len(labels) + chosen, labels[chosen]
         lines += [
             f'<label for="{name}-{number}">{html.escape(state["description"])}</label>',
-            f'<input id="{name}-{number}" type="range" max="{len(rest)}" value="0" autocomplete="off"'
-            f' aria-valuetext="{first}">',
+            f'<input id="{name}-{number}" type="range" max="{len(labels) - 1}" value="{chosen}"'
+            f' autocomplete="off" aria-valuetext="{first}">',
             f'<span aria-hidden="true">{first}</span>',
         ]
     words = [state["_options_labels"] for state in states]
     turned = [(source, html.unescape(alt)) for source, _, alt in frames]
     script = json.dumps({"words": words, "frames": turned}, ensure_ascii=False).replace("</", r"<\/")
-    return "\n".join([*lines, image(*frames[0]), f'<script type="application/json">{script}</script>', "</div>"])
+    return "\n".join([*lines, image(*frames[place]), f'<script type="application/json">{script}</script>', "</div>"])
 
 
 def children(widgets: dict[str, dict], model: str) -> list[str]:

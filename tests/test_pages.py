@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+from playwright.sync_api import Browser, Response, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK, HTML = ROOT / "book", ROOT / "build" / "book" / "_build" / "html"
@@ -23,7 +23,6 @@ SPECIAL = {"404.html", "genindex.html", "index.html", "search.html"}  # made by 
 PAGES = sorted({str(p.relative_to(HTML)) for p in HTML.rglob("*.html") if "_static" not in p.parts} - SPECIAL)
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 QUIET = [*QUIET.split(), "--disable-component-update", "--disable-sync"]
-every_page = pytest.mark.parametrize("name", PAGES or ["no pages"])
 
 SETTLED = """async () => {
   if (document.querySelector(".math")) {
@@ -99,30 +98,37 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser: Browser, site: str):
-    """Open a page, wait until it stands, and see to it that nothing went wrong while it was open."""
-    opened, problems = [], []
+    """Open a page, wait until it stands, and see to it that nothing goes wrong while it is open."""
 
-    def open_page(name: str, **settings) -> Page:
-        context = browser.new_context(**settings)
-        opened.append(context)
-        page = context.new_page()
-        page.route(lambda url: not url.startswith((site, "data:")), lambda route: route.abort())
-        page.on(
-            "request", lambda r: problems.append(f"asks {r.url}") if not r.url.startswith((site, "data:")) else None
-        )
-        page.on("response", lambda r: problems.append(f"{r.status} for {r.url}") if r.status >= 400 else None)
-        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(site + name)
-        page.evaluate(SETTLED)
-        return page
+    @contextlib.contextmanager
+    def open_page(name: str):
+        problems, weights = [], {}
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.route(lambda url: not url.startswith((site, "data:")), lambda route: route.abort())
+            page.on(
+                "request", lambda r: problems.append(f"asks {r.url}") if not r.url.startswith((site, "data:")) else None
+            )
+            page.on("response", lambda r: problems.append(f"{r.status} for {r.url}") if r.status >= 400 else None)
+            page.on("response", lambda r: weights.update({r.url: weight(r)}))
+            page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.goto(site + name, wait_until="networkidle")
+            at_first = dict(weights)
+            page.evaluate(SETTLED)
+            yield page, at_first
+        assert not problems
 
-    yield open_page
-    for context in opened:
-        context.close()
-    assert not problems
+    return open_page
+
+
+@pytest.fixture(scope="module", params=[*PAGES, "404.html", "search.html"] if PAGES else ["no pages"])
+def opened(request, visit):
+    """Each page, opened once for all tests of it: its name, the page, and the bytes of each file that it loaded."""
+    with visit(request.param) as (page, weights):
+        yield request.param, page, weights
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -157,9 +163,15 @@ def weight(response: Response) -> int:
     return len(gzip.compress(body) if re.search("text|javascript|json|svg", response.headers["content-type"]) else body)
 
 
-@every_page
-def test_a_page_is_whole_and_its_pictures_are_explained(visit, name):
-    page = visit(name)
+def test_a_page_loads_little_before_a_slider_is_touched(opened):
+    """In bytes on the way, texts compressed as web servers do."""
+    name, _, weights = opened
+    assert sum(weights.values()) <= 1_500_000, weights
+    assert (HTML / name).stat().st_size <= 600_000
+
+
+def test_a_page_is_whole_and_its_pictures_are_explained(opened):
+    name, page, _ = opened
     assert page.locator("mjx-merror, [data-mjx-error], .math:not(:has(mjx-container))").count() == 0
     assert page.locator(".explore").count() == written_sliders(name)
     pictures = page.evaluate(PICTURES)
@@ -168,32 +180,28 @@ def test_a_page_is_whole_and_its_pictures_are_explained(visit, name):
     assert [source for source, *_, caption in pictures if not caption.strip()] == [], "without a caption"
 
 
-@every_page
-def test_a_page_fits_a_width_of_400_pixels(visit, name):
-    page = visit(name, viewport={"width": 400, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    assert page.evaluate(OUTSIDE) == []
-
-
-@every_page
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_of_a_page_stands_out(visit, name, scheme):
-    page = visit(name, color_scheme=scheme)
+def test_all_text_stands_out_and_no_rule_for_accessible_pages_is_broken(opened, scheme):
+    _, page, _ = opened
+    page.emulate_media(color_scheme=scheme)
+    expect(page.locator("html")).to_have_attribute("data-theme", scheme)
     if page.locator("article").count():
-        assert page.locator("html").get_attribute("data-theme") == scheme
         assert page.evaluate(FAINT) == []
-
-
-@pytest.mark.parametrize("name", [*PAGES, "404.html", "search.html"] if PAGES else ["no pages"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_rule_for_accessible_pages_is_broken(visit, name, scheme):
-    found = Axe().run(visit(name, color_scheme=scheme), options={"preload": False}).response["violations"]
+    found = Axe().run(page, options={"preload": False}).response["violations"]
     assert [(rule["help"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
 
 
-@every_page
-def test_every_slider_moves_its_picture_by_keys_and_says_its_value(visit, name):
-    page = visit(name)
+def test_a_page_fits_a_width_of_400_pixels(opened):
+    _, page, _ = opened
+    wide = page.viewport_size
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.evaluate(OUTSIDE) == []
+    page.set_viewport_size(wide)
+
+
+def test_every_slider_moves_its_picture_by_keys_and_says_its_value(opened):
+    _, page, _ = opened
     address = page.url
     for explorer in page.locator(".explore").all():
         picture = explorer.locator("img")
@@ -202,7 +210,7 @@ def test_every_slider_moves_its_picture_by_keys_and_says_its_value(visit, name):
             if slider.get_attribute("max") == "0":
                 continue  # one value, nowhere to go
             seen, said = picture.get_attribute("src"), slider.get_attribute("aria-valuetext")
-            slider.press("ArrowRight")
+            slider.press("ArrowLeft" if slider.input_value() == slider.get_attribute("max") else "ArrowRight")
             expect(picture).not_to_have_attribute("src", seen)
             expect(slider).not_to_have_attribute("aria-valuetext", said)
             page.evaluate(SETTLED)
@@ -211,11 +219,11 @@ def test_every_slider_moves_its_picture_by_keys_and_says_its_value(visit, name):
 
 
 def test_arrow_keys_turn_pages(visit):
-    page = visit("foundations/bayes_predictors.html")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_url("**/foundations/in_context_learning.html")
-    page.keyboard.press("ArrowLeft")
-    page.wait_for_url("**/foundations/bayes_predictors.html")
+    with visit("foundations/bayes_predictors.html") as (page, _):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_url("**/foundations/in_context_learning.html")
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_url("**/foundations/bayes_predictors.html")
 
 
 @pytest.mark.parametrize(
@@ -234,17 +242,6 @@ def test_search_needs_no_server_and_finds_where_a_word_is_explained(browser, wor
         page.goto(f"{(HTML / 'search.html').as_uri()}?q={quote(words)}")
         first = page.locator("#search-results ul.search > li > a").first
         assert first.get_attribute("href").partition("#")[0] == f"{chapter}.html"
-
-
-@every_page
-def test_a_page_loads_little_before_a_slider_is_touched(browser, site, name):
-    """In bytes on the way, texts compressed as web servers do."""
-    with browser.new_context() as context:
-        page, weights = context.new_page(), {}
-        page.on("response", lambda response: weights.update({response.url: weight(response)}))
-        page.goto(site + name, wait_until="networkidle")
-    assert sum(weights.values()) <= 1_500_000, weights
-    assert (HTML / name).stat().st_size <= 600_000
 
 
 def test_the_site_is_small():

@@ -85,6 +85,15 @@ def test_a_slider_is_named_and_announced_by_words(tmp_path):
     assert (last, word) == ("2", "1") and f'<label for="{key}">height</label>' in html
 
 
+def test_a_slider_starts_where_it_is_told_to(tmp_path):
+    start = {"height": 2, "width": 1.0}
+    made = with_slider(explore(bar, alt="{height} {width}", start=start, height=[1, 2, 3], width=[0.5, 1.0]))
+    pictures.to_files(made, tmp_path, "x")
+    text = made["cells"][1]["outputs"][0]["data"]["text/html"]
+    assert re.findall(r'max="(\d)" value="(\d)".*?aria-valuetext="([^"]*)"', text) == [("2", "1", "2"), ("1", "1", "1")]
+    assert re.search(r'<img [^>]*alt="([^"]*)"', text)[1] == "2 1.0"
+
+
 def test_a_slider_of_one_value_stays_where_it_is(tmp_path):
     made = with_slider(explore(bar, alt="{height}", height=[1]))
     pictures.to_files(made, tmp_path / "chapter", "chapter")

@@ -67,6 +67,15 @@ def test_two_sliders_turn_stacks_in_stacks():
     assert sorted(link["target"] for link in links if link["source"][0].endswith(width.model_id)) == sorted(inner)
 
 
+def test_sliders_start_where_they_are_told_to(monkeypatch):
+    given = {"alt": "{height} {width}", "start": {"height": 2}, "height": [1, 2, 3], "width": [0.5, 1]}
+    height, width, stack = explore(bar, **given).children
+    assert (height.index, width.index, stack.selected_index) == (1, 0, 1)
+    assert [child.selected_index for child in stack.children] == [0, 0, 0]
+    monkeypatch.delattr("ipywidgets.Stack")
+    assert words(explore(bar, **given).children[-1].value) == "2 0.5"
+
+
 def test_without_ipywidgets_8_the_kernel_exchanges_the_picture(monkeypatch):
     monkeypatch.delattr(ipywidgets, "Stack")
     height, width, picture = explore(bar, alt="{width} by {height}", height=[1, 2], width=[3, 4]).children
@@ -120,6 +129,13 @@ def test_words_are_escaped():
         (bar, "{0}", {"height": [1]}, r"alt = '\{0\}': must have no braces but \{height\}"),
         (bar, " ", {"height": [1]}, "alt = ' ': must be words"),
         (bar, r"$\theta_{12}$ {height}", {"height": [1]}, r"must have no braces but \{height\}; TeX's own are doubled"),
+        (
+            bar,
+            "a bar",
+            {"height": [1], "start": {"height": 2}},
+            "start = {'height': 2}: must be a parameter and one of",
+        ),
+        (bar, "a bar", {"height": [1], "start": {"width": 1}}, "start = {'width': 1}: must be a parameter and one of"),
         (lambda height: None, "a bar", {"height": [1]}, "draw = a function returning NoneType: it must return a"),
     ],
 )

@@ -23,15 +23,20 @@ DOTS_PER_INCH = 150
 
 
 def explore(
-    draw: Callable[..., Figure], *, alt: str | Callable[..., str], **parameters: Iterable[Any]
+    draw: Callable[..., Figure],
+    *,
+    alt: str | Callable[..., str],
+    start: dict[str, Any] | None = None,
+    **parameters: Iterable[Any],
 ) -> ipywidgets.VBox:
     """One slider per parameter over the pictures of `draw`, working in Jupyter, in Colab and on the built page.
 
-    `draw(**values)` returns a Matplotlib figure. It is called once for each combination of the parameters' values, the
-    first of each being shown first, and the figure is closed once its picture is taken. `alt` puts a picture into words
-    for who cannot see it: a text with parameters in braces, or a function that takes what `draw` takes.
+    `draw(**values)` returns a Matplotlib figure. It is called once for each combination of the parameters' values, and
+    the figure is closed once its picture is taken. The first value of each parameter is shown first, or its value in
+    `start`. `alt` puts a picture into words for those who cannot see it: a text with parameters in braces, or a
+    function that takes what `draw` takes.
 
-        explore(posterior, alt="Posterior after {heads} heads", heads=range(11))
+        explore(posterior, alt="Posterior after {heads} heads", heads=range(11), start={"heads": 3})
         explore(posterior, alt=describe, heads=range(5), tails=[0, 1, 10, 100])
 
     Raises ValueError unless there are one or two parameters, each with a value, and at most 24 frames in all.
@@ -42,9 +47,10 @@ def explore(
     if not isinstance(alt, str) and not callable(alt):
         raise UserError(f"alt = {alt}: must be a text or a function")
     values = {name: list(given) for name, given in parameters.items()}
-    _check(values)
+    _check(values, start or {})
     width = f"{max(map(len, values)) + 1}ch"
-    sliders = [_slider(name, given, width) for name, given in values.items()]
+    places = {name: given.index((start or {}).get(name, given[0])) for name, given in values.items()}
+    sliders = [_slider(name, given, places[name], width) for name, given in values.items()]
     frames = {}
     for chosen in itertools.product(*(range(len(given)) for given in values.values())):
         frame = {name: given[index] for (name, given), index in zip(values.items(), chosen, strict=True)}
@@ -56,18 +62,21 @@ def explore(
     return box
 
 
-def _check(values: dict[str, list[Any]]) -> None:
+def _check(values: dict[str, list[Any]], start: dict[str, Any]) -> None:
     if not 1 <= len(values) <= 2:
         raise UserError(f"parameters = {', '.join(values) or 'none'}: must be one or two, each with its values")
     for name, given in values.items():
         if not given:
             raise UserError(f"{name} = []: must have at least one value")
+    for name, value in start.items():
+        if value not in values.get(name, []):
+            raise UserError(f"start = {{{name!r}: {value!r}}}: must be a parameter and one of its values")
     if (count := math.prod(map(len, values.values()))) > MAX_FRAMES:
         sizes = " x ".join(str(len(given)) for given in values.values())
         raise UserError(f"{', '.join(values)} = {sizes} values: must have at most {MAX_FRAMES} frames, not {count}")
 
 
-def _slider(name: str, given: list[Any], width: str) -> ipywidgets.SelectionSlider:
+def _slider(name: str, given: list[Any], place: int, width: str) -> ipywidgets.SelectionSlider:
     """A slider over positions in the list of values, so that any kind of value can be chosen."""
     labels = [str(value) for value in given]
     for digits in range(17, 3, -1):  # as few as tell floats apart
@@ -75,7 +84,7 @@ def _slider(name: str, given: list[Any], width: str) -> ipywidgets.SelectionSlid
         labels = short if len(set(short)) == len(set(labels)) else labels
     slider = ipywidgets.SelectionSlider(
         options=list(zip(labels, range(len(given)), strict=True)),
-        index=0,
+        index=place,
         description=name.replace("_", " "),
         style={"description_width": width},
         layout=ipywidgets.Layout(width="100%", max_width="32em"),
@@ -119,18 +128,19 @@ def _linked(
         return ipywidgets.HTML(frames[chosen])
     slider = sliders[len(chosen)]
     children = [_linked(sliders, frames, (*chosen, index)) for index in range(len(slider.options))]
-    stack = ipywidgets.Stack(children, selected_index=0)
+    stack = ipywidgets.Stack(children, selected_index=slider.index)
     ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     return stack
 
 
 def _observed(sliders: list[ipywidgets.SelectionSlider], frames: dict[tuple[int, ...], str]) -> ipywidgets.DOMWidget:
     """One frame, exchanged by the kernel whenever a slider moves."""
-    picture = ipywidgets.HTML(frames[(0,) * len(sliders)])
+    picture = ipywidgets.HTML()
 
-    def show(_: object) -> None:
+    def show(_: object = None) -> None:
         picture.value = frames[tuple(slider.index for slider in sliders)]
 
+    show()
     for slider in sliders:
         slider.observe(show, "index")
     return picture
