@@ -98,11 +98,13 @@ def test_run_then_list_then_run_again(command):
     assert load_cell(catalog.cell("single-coin", "bayes", "TargetBayes", "smoke"), Store()).attrs["checksum"] == before
 
 
-def test_claims_as_json_says_what_was_measured(command):
+def test_claims_as_json_says_what_was_measured(command, monkeypatch):
+    some = {name: catalog.CLAIMS[name] for name in ("G1", "G2", "G6", "G18", "E9")}  # tests of the claims judge all
+    monkeypatch.setattr(catalog, "CLAIMS", some)
     code, out, _ = command("claims", "--json")
     judged = json.loads(out)
     assert {"id", "verdict", "value", "threshold", "scale", "device", "date", "commit"} <= judged[0].keys()
-    assert {j["id"] for j in judged} >= {"G1", "G2", "G3", "G4", "G5", "G6", "G18", "E9"}
+    assert [j["id"] for j in judged] == [*some]
     assert code == (1 if any(j["verdict"] == "fails" for j in judged) else 0)
 
 
@@ -114,10 +116,11 @@ def test_a_failed_claim_is_exit_code_1(command, monkeypatch):
 
 
 def test_figures_writes_png_and_pdf(command, monkeypatch, tmp_path):
+    names = sorted(catalog.FIGURES)[::12]  # the gallery draws all
+    monkeypatch.setattr(cli, "FIGURES", names)
     code, out, _ = command("figures", "--out", tmp_path / "figures")
     written = sorted(p.name for p in (tmp_path / "figures").iterdir())
-    names = sorted(catalog.FIGURES)
-    assert code == 0 and written == sorted(f"{n}.{s}" for n in names for s in ("png", "pdf"))
+    assert len(names) > 1 and code == 0 and written == sorted(f"{n}.{s}" for n in names for s in ("png", "pdf"))
     assert (tmp_path / "figures" / f"{names[0]}.png").read_bytes().startswith(b"\x89PNG")
 
 
