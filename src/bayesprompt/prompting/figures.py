@@ -1,10 +1,14 @@
 """The figures of Genewein et al. (2025) from the stored results, and the README's picture."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from bayesprompt.lab.cells import load_methods
 from bayesprompt.lab.plotting import (
+    BAYES_METHODS,
+    Datasets,
     PaperFigure,
     add_provenance,
     common_top,
@@ -16,8 +20,10 @@ from bayesprompt.lab.style import own_style
 from bayesprompt.prompting.experiments import EXPERIMENTS, MIXTURE, SINGLE_COIN, CoinExperiment
 from bayesprompt.prompting.state_plots import states_under_prefixes, structure_and_prefixes
 from bayesprompt.store import Store
+from bayesprompt.tuning.tuners import PREFIX_METHODS, WEIGHT_METHODS
 
 NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
+KINDS = {"not tuned": ("NoTuning", "RandomPF"), "prefixes": PREFIX_METHODS, "weights": WEIGHT_METHODS}
 
 
 @own_style()
@@ -28,6 +34,20 @@ def overview(store: Store, scale: str = "paper") -> Figure:
     for ax, name in zip(axes, ("lstm", "transformer"), strict=True):
         regret_curves(groups[name], ax, top=common_top(*groups.values())).set_title(NETWORKS[name])
     return add_provenance(figure, *groups.values())
+
+
+@own_style()
+def curves_by_kind(networks: Mapping[str, Datasets]) -> Figure:
+    """Draw regret curves, a column for each network: first without tuning, then prefix methods, then weight methods.
+
+    The exact predictors are in every panel, the panels of one kind have one scale, and `networks` maps titles to them.
+    """
+    figure, axes = plt.subplots(len(KINDS), len(networks), figsize=(9.6, 10.8), squeeze=False)
+    for row, (kind, methods) in zip(axes, KINDS.items(), strict=True):
+        parts = [{m: d for m, d in g.items() if m in (*BAYES_METHODS, *methods)} for g in networks.values()]
+        for ax, title, part in zip(row, networks, parts, strict=True):
+            regret_curves(part, ax, top=common_top(*parts)).set_title(f"{title}: {kind}")
+    return add_provenance(figure, *networks.values())
 
 
 @own_style()
