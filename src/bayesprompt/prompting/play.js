@@ -226,12 +226,12 @@
 
     // ---- Four places for predictors ----
     const places = [0, 1, 2, 3].map((number) => {
-      const card = one("template").content.firstElementChild.cloneNode(true);
-      const place = { number, card, settings: { strength: 1, noise: 0, seed: 0 }, steps: [] };
-      card.style.setProperty("--colour", `var(--c${number})`);
-      one(".hidden", card).textContent = `Predictor ${number + 1}`;
-      one(".sample", card).append(line(0, 6, 32, 6, { stroke: `var(--c${number})`, "stroke-width": 3, "stroke-dasharray": DASHES[number] }));
-      const select = one("select", card);
+      const seat = one("template").content.firstElementChild.cloneNode(true);
+      const place = { number, seat, settings: { strength: 1, noise: 0, seed: 0 }, steps: [] };
+      seat.style.setProperty("--colour", `var(--c${number})`);
+      one(".hidden", seat).textContent = `Predictor ${number + 1}`;
+      one(".sample", seat).append(line(0, 6, 32, 6, { stroke: `var(--c${number})`, "stroke-width": 3, "stroke-dasharray": DASHES[number] }));
+      const select = one("select", seat);
       select.append(new Option("none", ""));
       for (const group of new Set(data.predictors.map((each) => each.group))) {
         const options = Object.assign(document.createElement("optgroup"), { label: group });
@@ -241,56 +241,56 @@
       select.value = data.first[number] ?? "";
       select.addEventListener("change", () => choose(place, true));
       for (const name of ["strength", "noise"]) {
-        one(`.${name}`, card).addEventListener("input", (event) => {
+        one(`.${name}`, seat).addEventListener("input", (event) => {
           place.settings[name] = event.target.value / 100;
           again(place);
         });
       }
-      one(".draw", card).addEventListener("click", () => {
+      one(".draw", seat).addEventListener("click", () => {
         place.settings.seed += 1;
         again(place);
       });
-      one(".cards").append(card);
+      one(".seats").append(seat);
       return place;
     });
 
     const choose = async (place, said) => {
-      const chosen = one("select", place.card).value;
+      const chosen = one("select", place.seat).value;
       const predictor = data.predictors[chosen];
       Object.assign(place, { predictor: null, steps: [], settings: { strength: 1, noise: 0, seed: 0 } });
-      one(".rows", place.card).hidden = one(".tokens", place.card).hidden = true;
+      one(".rows", place.seat).hidden = one(".tokens", place.seat).hidden = true;
       if (predictor) {
-        place.card.setAttribute("aria-busy", "true");
+        place.seat.setAttribute("aria-busy", "true");
         draw();
         try {
           const model = await modelOf(data, predictor);
-          if (one("select", place.card).value !== chosen) return; // another one was chosen meanwhile
+          if (one("select", place.seat).value !== chosen) return; // another one was chosen meanwhile
           Object.assign(place, { model, predictor: { ...predictor, tokens: predictor.tokens && [...predictor.tokens] } });
         } catch (error) {
           say(error.message);
         }
-        place.card.removeAttribute("aria-busy");
+        place.seat.removeAttribute("aria-busy");
       }
       showPrompt(place);
       again(place);
       if (said) say();
     };
 
-    const showPrompt = ({ predictor, card, settings }) => {
-      one(".rows", card).hidden = !(predictor?.inputs || predictor?.embeddings);
-      one(".strength", card).value = 100 * settings.strength;
-      one(".noise", card).value = 100 * settings.noise;
-      const tokens = one(".tokens", card);
+    const showPrompt = ({ predictor, seat, settings }) => {
+      one(".rows", seat).hidden = !(predictor?.inputs || predictor?.embeddings);
+      one(".strength", seat).value = 100 * settings.strength;
+      one(".noise", seat).value = 100 * settings.noise;
+      const tokens = one(".tokens", seat);
       tokens.hidden = !predictor?.tokens;
       const buttons = (predictor?.tokens ?? []).map((token, i) => {
         const button = Object.assign(document.createElement("button"), { type: "button", textContent: "HT"[token] });
         button.setAttribute("aria-label", `prompt token ${i + 1}: ${["heads", "tails"][token]}`);
         button.addEventListener("click", () => {
           predictor.tokens[i] = 1 - predictor.tokens[i];
-          const place = places.find((each) => each.card === card);
+          const place = places.find((each) => each.seat === seat);
           showPrompt(place);
           again(place);
-          one(`.tokens button:nth-of-type(${i + 1})`, card).focus();
+          one(`.tokens button:nth-of-type(${i + 1})`, seat).focus();
         });
         return button;
       });
@@ -300,12 +300,12 @@
     // ---- Numbers: steps[n] is what a predictor says after n flips, and what the flips so far have cost it ----
     const again = (place) => {
       place.steps = [];
-      const [strength, noise] = all("output", place.card);
+      const [strength, noise] = all("output", place.seat);
       const share = Math.round(100 * place.settings.strength);
       strength.textContent = { 0: "neutral", 100: "tuned" }[share] ?? `${share} %`;
       noise.textContent = place.settings.noise ? `${Math.round(100 * place.settings.noise)} %` : "none";
-      one(".strength", place.card).setAttribute("aria-valuetext", strength.textContent);
-      one(".noise", place.card).setAttribute("aria-valuetext", noise.textContent);
+      one(".strength", place.seat).setAttribute("aria-valuetext", strength.textContent);
+      one(".noise", place.seat).setAttribute("aria-valuetext", noise.textContent);
       update();
     };
 
@@ -332,16 +332,16 @@
       const oracle = -heads * Math.log(bias) - (n - heads) * Math.log(1 - bias);
       const present = places.filter(({ steps }) => steps.length);
       const least = Math.min(...present.map(({ steps }) => steps.at(-1).loss));
-      one(".count").textContent = `${n} flip${n === 1 ? "" : "s"}, ${heads} heads${n < MOST ? "" : ": as many as there can be"}`;
+      one(".count").textContent = `${n} flip${n === 1 ? "" : "s"}, ${heads} head${heads === 1 ? "" : "s"}${n < MOST ? "" : ": as many as there can be"}`;
       for (const place of places) {
-        const [step, card] = [place.steps.at(-1), place.card];
+        const [step, seat] = [place.steps.at(-1), place.seat];
         const leads = n > 0 && step && step.loss <= least + 1e-9;
-        one("legend", card).textContent = `Predictor ${place.number + 1}${leads ? ", leads" : ""}`;
-        one(".now", card).textContent = step ? step.now.toFixed(3) : "–";
-        one(".loss", card).textContent = step ? step.loss.toFixed(2) : "–";
-        one(".regret", card).textContent = step ? (step.loss - oracle).toFixed(2).replace(/^-(0\.00)$/, "$1") : "–";
-        one(".belief", card).textContent = words(step?.belief);
-        density(one(".density", card), step?.belief, place.number);
+        one("legend", seat).textContent = `Predictor ${place.number + 1}${leads ? ", leads" : ""}`;
+        one(".now", seat).textContent = step ? step.now.toFixed(3) : "–";
+        one(".loss", seat).textContent = step ? step.loss.toFixed(2) : "–";
+        one(".regret", seat).textContent = step ? (step.loss - oracle).toFixed(2).replace(/^-(0\.00)$/, "$1") : "–";
+        one(".belief", seat).textContent = words(step?.belief);
+        density(one(".density", seat), step?.belief, place.number);
       }
       curves(present);
     };
@@ -377,7 +377,7 @@
     const curves = (present) => {
       const picture = one(".curves");
       const [width, height] = [picture.clientWidth || 700, picture.clientHeight || 272];
-      const margin = { left: 34, right: Math.min(190, width * 0.38), top: 14, bottom: 36 };
+      const margin = { left: 34, right: Math.min(190, width * 0.38), top: 26, bottom: 42 };
       const steps = Math.max(20, flips.length);
       const x = (n) => margin.left + (n / steps) * (width - margin.left - margin.right);
       const y = (p) => margin.top + (1 - p) * (height - margin.top - margin.bottom);
@@ -389,7 +389,7 @@
       for (const n of [0, steps / 4, steps / 2, (3 * steps) / 4, steps].map(Math.round)) {
         parts.push(svg("text", { x: x(n), y: y(0) + 22, "text-anchor": "middle" }, n));
       }
-      parts.push(svg("text", { x: margin.left - 30, y: 8 }, "P(heads)"));
+      parts.push(svg("text", { x: 0, y: 11 }, "P(heads)"));
       parts.push(svg("text", { x: x(steps / 2), y: height - 1, "text-anchor": "middle" }, "flips"));
       flips.forEach((token, i) => {
         const [at, from] = [x(i + 1), token ? y(0) : y(1)];

@@ -1,7 +1,7 @@
 """The page on which a reader flips coins and trained networks predict, with no Python behind it.
 
-`page` packs all that it needs into one HTML output: the predictors, the networks' weights, and `play.js`, which computes
-and draws. It works wherever a notebook shows HTML; the book's pages have the weights and the script as files.
+`page` packs all that it needs into one HTML output: the predictors, the networks' weights, and `play.js`, which
+computes and draws. It works wherever a notebook shows HTML; the book's pages have the weights and the script as files.
 """
 
 import base64
@@ -11,9 +11,10 @@ import json
 from importlib import resources
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from IPython.display import HTML
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from bayesprompt.checks import UserError
@@ -21,7 +22,7 @@ from bayesprompt.files import array_name, tree_hash
 from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.lab.experiment import Cell
 from bayesprompt.measures.regret import best_hard_prompt
-from bayesprompt.models.predictor import LSTM, Params, Predictor
+from bayesprompt.models.predictor import LSTM, Params, Predictor, predict_all
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.prompting.experiments import EXPERIMENTS, PRETRAINING, RANDOM_COINS, TWO_COINS
 from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Exchangeable
@@ -74,6 +75,15 @@ def offered(store: Store | None = None) -> list[Offered]:
                 if (prompt := _stored(experiment, architecture, each, network[1], store)) is not None:
                     found.append(Offered(f"{name} {each} {words}{prompt[1]}", group, network, prompt[0]))
     return found
+
+
+def probabilities(one: Offered, tokens: Int[np.ndarray, "B N"]) -> Float[np.ndarray, "B N"]:
+    """Return P(heads) that a predictor of the page states before each token."""
+    if isinstance(one.model, tuple):
+        return np.exp(predict_all(*one.model, one.prefix, tokens)[..., 0])
+    prompt = np.zeros((0, 2)) if one.prefix.inputs is None else np.asarray(one.prefix.inputs)
+    seen = np.cumsum(np.eye(2)[tokens], axis=1) - np.eye(2)[tokens] + prompt.sum(0)
+    return np.exp(one.model.predictive_log_probs(seen)[..., 0])
 
 
 def _stored(experiment: str, architecture: str, method: str, params: Params, store: Store) -> tuple[Prefix, str] | None:
@@ -146,13 +156,15 @@ def _network(predictor: Predictor, params: Params, exact: bool) -> dict[str, Any
 
 def _arrays(predictor: Predictor, params: Params) -> dict[str, np.ndarray]:
     """A network's arrays as `play.js` names them: an LSTM's gates side by side, in the order i, f, g, o."""
-    import jax
-
     flat = {array_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
     if not isinstance(predictor.architecture, LSTM):
         return {name.removeprefix("torso.blocks_0."): array for name, array in flat.items()}
     found = {name: array for name, array in flat.items() if not name.startswith("torso.")}
-    for name, side, part, axis in (("kernel", "i", "kernel", 1), ("recurrent", "h", "kernel", 1), ("bias", "h", "bias", 0)):
+    for name, side, part, axis in (
+        ("kernel", "i", "kernel", 1),
+        ("recurrent", "h", "kernel", 1),
+        ("bias", "h", "bias", 0),
+    ):
         found[name] = np.concatenate([flat[f"torso.cells_0.{side}{gate}.{part}"] for gate in "ifgo"], axis)
     return found
 
