@@ -18,6 +18,10 @@ from PIL import Image
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 FRAME = re.compile(r'<img src="data:image/\w+;base64,([^"]*)" alt="([^"]*)">')
+# In place of widgets that compute.
+KERNEL = (
+    "<p><em>What is here needs Python: it works where this chapter is opened in JupyterLab, Colab or Binder.</em></p>"
+)
 # The page `play` of bayesprompt.prompting.play: its data, then its script.
 PLAY = re.compile(r'<script type="application/json">(.*?)</script><script>(.*?)</script>', re.DOTALL)
 CHAPTER = re.compile(r'href="([^":]+)\.ipynb"')  # a link of a notebook to another one
@@ -34,7 +38,10 @@ def to_files(notebook: dict, folder: Path, address: str) -> None:
         for data in (output["data"] for output in cell.get("outputs", []) if "data" in output):
             if view := data.get(VIEW):
                 data.clear()
-                data["text/html"] = slider(widgets, view["model_id"], folder, address, f"slider-{number}")
+                if "explore" in widgets[view["model_id"]]["state"].get("_dom_classes", []):
+                    data["text/html"] = slider(widgets, view["model_id"], folder, address, f"slider-{number}")
+                else:
+                    data["text/html"] = KERNEL
             elif picture := data.get("image/png"):
                 data.clear()
                 data["text/html"] = image(*save(picture, folder, address), html.escape(alt))

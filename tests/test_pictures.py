@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pictures
 import pytest
-from ipywidgets import Widget
+from ipywidgets import Button, VBox, Widget
 from ipywidgets.embed import embed_data
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -129,6 +129,12 @@ def test_a_grid_of_small_pictures_becomes_files_and_links_to_pages(tmp_path):
         r'<img src="here/(\w+\.webp)" alt="the figure, small" width="400" height="\d+" loading="lazy">', text
     )
     assert len(set(sources)) == 2 and all((tmp_path / "here" / name).exists() for name in sources)
+
+
+def test_widgets_that_compute_say_what_they_need(tmp_path):
+    made = with_slider(VBox([Button(description="Start")]))
+    pictures.to_files(made, tmp_path / "chapter", "chapter")
+    assert "needs Python" in made["cells"][1]["outputs"][0]["data"]["text/html"]
 
 
 def test_the_page_to_play_has_its_script_and_its_weights_as_files(tmp_path):
