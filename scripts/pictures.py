@@ -18,6 +18,12 @@ from PIL import Image
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 FRAME = re.compile(r'<img src="data:image/\w+;base64,([^"]*)" alt="([^"]*)">')
+# In place of widgets that compute.
+KERNEL = (
+    "<p><em>What is here needs Python: it works where this chapter is opened in JupyterLab, Colab or Binder.</em></p>"
+)
+# The page `play` of bayesprompt.prompting.play: its data, then its script.
+PLAY = re.compile(r'<script type="application/json">(.*?)</script><script>(.*?)</script>', re.DOTALL)
 CHAPTER = re.compile(r'href="([^":]+)\.ipynb"')  # a link of a notebook to another one
 
 
@@ -32,13 +38,34 @@ def to_files(notebook: dict, folder: Path, address: str) -> None:
         for data in (output["data"] for output in cell.get("outputs", []) if "data" in output):
             if view := data.get(VIEW):
                 data.clear()
-                data["text/html"] = slider(widgets, view["model_id"], folder, address, f"slider-{number}")
+                if "explore" in widgets[view["model_id"]]["state"].get("_dom_classes", []):
+                    data["text/html"] = slider(widgets, view["model_id"], folder, address, f"slider-{number}")
+                else:
+                    data["text/html"] = KERNEL
             elif picture := data.get("image/png"):
                 data.clear()
                 data["text/html"] = image(*save(picture, folder, address), html.escape(alt))
             elif FRAME.search(text := "".join(data.get("text/html", ""))):
+                text = PLAY.sub(lambda found: scripts(json.loads(found[1]), found[2], folder, address), text)
                 small = FRAME.sub(lambda found: image(*save(found[1], folder, address), found[2]), text)
                 data["text/html"] = CHAPTER.sub(r'href="\1.html"', small)
+
+
+def scripts(data: dict, script: str, folder: Path, address: str) -> str:
+    """HTML of the page `play` with its script and each network's weights as files, which `play.js` asks for by name."""
+    for name, network in data["networks"].items():
+        weights = f"(globalThis.playWeights ??= {{}})[{json.dumps(name)}] = {json.dumps(network.pop('text'))};\n"
+        network["file"] = write(weights, folder, address)
+    packed = json.dumps(data, separators=(",", ":")).replace("</", r"<\/")
+    return f'<script type="application/json">{packed}</script><script src="{write(script, folder, address)}"></script>'
+
+
+def write(script: str, folder: Path, address: str) -> str:
+    """Write a script under a name made of it; return its address."""
+    name = f"{hashlib.sha256(script.encode()).hexdigest()[:16]}.js"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(script, encoding="utf-8")
+    return f"{address}/{name}"
 
 
 def slider(widgets: dict[str, dict], model: str, folder: Path, address: str, name: str) -> str:

@@ -23,6 +23,15 @@ def bar(height):
     return figure
 explore(bar, alt="a bar of height {height}", height=[1, 2, 3])
 """
+PLAY = """
+from matplotlib import pyplot as plt
+from bayesprompt.prompting import play
+play.page(plt.figure(), "a figure", "what it shows")
+"""
+LABORATORY = """
+from bayesprompt.prompting.laboratory_widgets import Laboratory
+Laboratory(width=8, pretraining_steps=100, steps=2000)
+"""
 
 
 @contextlib.contextmanager
@@ -49,25 +58,57 @@ def jupyter(folder: Path):
             server.terminate()
 
 
-@pytest.mark.slow
-def test_a_slider_works_in_jupyterlab(tmp_path):
+@contextlib.contextmanager
+def opened(folder: Path, source: str):
+    """A page of JupyterLab on which a chapter of one cell, after the setup cell, has been run."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     if not (program := next(filter(None, map(shutil.which, names)), None)):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no browser: install Chromium")
     setup = nbformat.v4.new_code_cell((ROOT / "book" / "_setup_cell.py").read_text())
-    notebook = nbformat.v4.new_notebook(cells=[setup, nbformat.v4.new_code_cell(SLIDER)])
+    notebook = nbformat.v4.new_notebook(cells=[setup, nbformat.v4.new_code_cell(source)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "chapter.ipynb")
-    with jupyter(tmp_path) as address, sync_playwright() as playwright:
+    nbformat.write(notebook, folder / "chapter.ipynb")
+    with jupyter(folder) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=QUIET.split())
         page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(240_000)
         page.goto(f"{address}/tree/chapter.ipynb")
         page.locator(".jp-Notebook .jp-Cell").first.click()
         for _ in range(2):
             page.keyboard.press("Shift+Enter")
+        yield page
+        browser.close()
+
+
+@pytest.mark.slow
+def test_a_slider_works_in_jupyterlab(tmp_path):
+    with opened(tmp_path, SLIDER) as page:
         picture = page.locator(".explore img:visible")
-        expect(picture).to_have_attribute("alt", "a bar of height 1", timeout=120_000)
+        expect(picture).to_have_attribute("alt", "a bar of height 1", timeout=240_000)
         page.locator(".explore [role=slider]").press("ArrowRight")
         expect(page.locator(".explore img:visible")).to_have_attribute("alt", "a bar of height 2")
-        browser.close()
+
+
+@pytest.mark.slow
+def test_a_reader_plays_in_jupyterlab(tmp_path):
+    with opened(tmp_path, PLAY) as page:
+        said = page.locator(".play .says")
+        expect(said).to_contain_text("After 0 flips", timeout=240_000)
+        page.locator(".play [data-flip='0']").click()
+        page.keyboard.press("t")
+        expect(said).to_contain_text("After 2 flips, 1 of them heads, P(heads) is: Laplace's rule 0.50")
+        assert page.evaluate("document.activeElement.closest('.play') !== null")
+
+
+@pytest.mark.slow
+def test_the_laboratory_runs_and_stops_in_jupyterlab(tmp_path):
+    with opened(tmp_path, LABORATORY) as page:
+        page.locator(".laboratory").get_by_role("button", name="Start").click(timeout=240_000)
+        curve = page.locator(".laboratory img[alt^='Loss of training and tuning']")
+        expect(curve).to_be_visible(timeout=240_000)
+        page.locator(".laboratory").get_by_role("button", name="Stop").click()
+        said = page.locator(".laboratory [role=status]")
+        expect(said).to_contain_text("stopped; what was done is kept", timeout=240_000)
+        expect(page.locator(".laboratory img[alt^='Cumulative regret of SoftPT']")).to_be_visible()
+        page.locator(".laboratory").get_by_role("button", name="Save").click()
+        expect(said).to_contain_text("saved as laboratory-")

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pictures
 import pytest
-from ipywidgets import Widget
+from ipywidgets import Button, VBox, Widget
 from ipywidgets.embed import embed_data
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -138,3 +138,34 @@ def test_a_grid_of_small_pictures_becomes_files_and_links_to_pages(tmp_path):
         r'<img src="here/(\w+\.webp)" alt="the figure, small" width="400" height="\d+" loading="lazy">', text
     )
     assert len(set(sources)) == 2 and all((tmp_path / "here" / name).exists() for name in sources)
+
+
+def test_widgets_that_compute_say_what_they_need(tmp_path):
+    made = with_slider(VBox([Button(description="Start")]))
+    pictures.to_files(made, tmp_path / "chapter", "chapter")
+    assert "needs Python" in made["cells"][1]["outputs"][0]["data"]["text/html"]
+
+
+def test_the_page_to_play_has_its_script_and_its_weights_as_files(tmp_path):
+    data = {"networks": {"LSTM": {"kind": "lstm", "text": "AAAA.BB"}}, "predictors": ["</script>"]}
+    packed = json.dumps(data).replace("</", r"<\/")
+    picture = f'<img src="{_picture()}" alt="a figure">'
+    script = f'<script type="application/json">{packed}</script><script>run("this")</script>'
+    text = f'<div class="play">{picture}{script}</div>'
+    made = notebook({"text/html": text.splitlines(keepends=True)})
+    pictures.to_files(made, tmp_path / "play", "play")
+    html = made["cells"][1]["outputs"][0]["data"]["text/html"]
+    packed, script = re.search(r'json">(.*?)</script><script src="(.*?)"></script></div>', html).groups()
+    (name, network), predictors = *json.loads(packed)["networks"].items(), json.loads(packed)["predictors"]
+    assert predictors == ["</script>"] and (tmp_path / script).read_text() == 'run("this")'
+    assert (name, network.keys()) == ("LSTM", {"kind", "file"})
+    assert (tmp_path / network["file"]).read_text() == '(globalThis.playWeights ??= {})["LSTM"] = "AAAA.BB";\n'
+    assert "base64" not in html and 'src="play/' in html
+
+
+def _picture() -> str:
+    with io.BytesIO() as buffer:
+        figure = bar()
+        figure.savefig(buffer, format="webp")
+        plt.close(figure)
+        return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

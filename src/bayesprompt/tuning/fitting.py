@@ -112,7 +112,7 @@ def fit(
     key: Array,
     repetitions: int = 1,
     checkpoint: Path | str | None = None,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Callable[[int, float], bool | None] | None = None,
     sources: bool = False,
 ) -> Fit:
     """Minimise the expected cumulative log-loss on `source` over the tuner's phi (Eq. 5 and 7), R repetitions at once.
@@ -163,8 +163,8 @@ def fit(
             kept = own(carry)  # on every host
             if jax.process_index() == 0:
                 save_arrays(checkpoint, (kept, loss), record)
-        if progress is not None:
-            progress(loss.shape[1], float(np.median(new[:, -1])))
+        if progress is not None and progress(loss.shape[1], float(np.median(new[:, -1]))) is True:
+            break
     return Fit(own(carry[0]), loss)
 
 
