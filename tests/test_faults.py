@@ -217,7 +217,7 @@ def test_wrong_commands_end_in_one_line_and_lose_no_file(tmp_path_factory, store
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["bayesprompt", *words])
         # What a right command would do is not what is tried here.
-        patch.setattr(cli, "run_cell", refuse)
+        patch.setattr(cli, "run_cells", refuse)
         patch.setattr(cli, "use_every_core", lambda: None)
         patch.setattr(cli, "keep_compiled", lambda folder: None)
         patch.setattr(cli, "FIGURES", {})

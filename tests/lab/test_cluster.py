@@ -1,0 +1,313 @@
+"""Cells on a Dask cluster: the numbers of one process, whatever dies; what goes wrong is one line, the rest is kept."""
+
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from workers import CELLS, FAILS
+
+from bayesprompt import cli
+from bayesprompt.catalog import cell_named
+from bayesprompt.checks import UserError
+from bayesprompt.devices import allowed_cores
+from bayesprompt.files import tree_hash
+from bayesprompt.lab import cluster, plan
+from bayesprompt.lab.cells import load_cell, load_network
+from bayesprompt.lab.stop import Stopped
+from bayesprompt.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = os.environ.get("FAULTS") == "long"
+ALL = plan.with_bases(CELLS)
+RUN = [sys.executable, "-m", "bayesprompt", "run", "single-coin", "--scale", "smoke", "--architecture", "lstm"]
+
+
+def needs(*packages):
+    there = all(importlib.util.find_spec(package) for package in packages)
+    why = f"{' and '.join(packages)} must be installed; CI has them"
+    return pytest.mark.skipif(not there and os.environ.get("CI") != "true", reason=why)
+
+
+class Cluster:
+    """A scheduler and worker processes, each with a nanny that starts it again, on this machine."""
+
+    def __init__(self, folder: Path, workers: int):
+        self.cache, file = folder / "cache", folder / "scheduler.json"
+        self.environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
+            "BAYESPROMPT_CACHE": str(self.cache),
+            "JAX_NUM_CPU_DEVICES": "1",
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "100",
+        }
+        self.log = (folder / "log").open("w")
+        self.processes = []
+        self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+        while not file.exists():
+            time.sleep(0.05)
+        self.address = json.loads(file.read_text())["address"]
+        words = (self.address, "--nthreads", "1", "--preload", "workers", "--local-directory", str(folder))
+        self.nannies = [self.start("worker", *words, "--resources", "GPU=1") for _ in range(workers)]
+
+    def start(self, kind, *words):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--no-dashboard", *words]
+        self.processes.append(subprocess.Popen(command, env=self.environment, stdout=self.log, stderr=self.log))
+        return self.processes[-1]
+
+    def pids(self):
+        """Return the processes that work now."""
+        import psutil
+
+        children = [child for nanny in self.nannies for child in psutil.Process(nanny.pid).children()]
+        return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    def computed(self):
+        return (self.cache / "computed").read_text().splitlines()
+
+    def close(self):
+        for process in reversed(self.processes):
+            process.terminate()
+        for process in self.processes:
+            process.wait(30)
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("two"), workers=2)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def alone(two, tmp_path_factory):
+    """What one process computes."""
+    folder = tmp_path_factory.mktemp("alone")
+    subprocess.run([sys.executable, ROOT / "tests" / "workers.py", folder], env=two.environment, check=True)
+    return numbers(Store(folder, None))
+
+
+class Never:
+    def check(self):
+        pass
+
+
+def run(store, address, todo=ALL, stop=Never()):  # noqa: B008
+    store.folder.mkdir(parents=True, exist_ok=True)
+    cluster.run_cells(todo, store, stop, address, cell_named)
+
+
+def numbers(store):
+    """Hash all numbers of each cell, and of the network."""
+    found = {cell.name: load_cell(cell, store) for cell in ALL}
+    hashes = {name: tree_hash({str(k): np.asarray(v) for k, v in d.variables.items()}) for name, d in found.items()}
+    return hashes | {"network": tree_hash(load_network(ALL[0], store)[1])}
+
+
+@pytest.fixture(params=["with a folder of their own", "in the caller's folder"])
+def store(request, tmp_path, monkeypatch):
+    """A store that workers see or, since its path means another folder to them, do not see."""
+    monkeypatch.chdir(tmp_path)
+    return Store(tmp_path / "store" if "caller" in request.param else "store", None)
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_two_workers_compute_each_cell_once_to_the_numbers_of_one_process(two, alone, store, capsys):
+    before = len(two.computed())
+    run(store, two.address)
+    assert numbers(store) == alone
+    assert sorted(two.computed()[before:]) == sorted(cell.name for cell in ALL)
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"{cell.name}: ") == 1 for cell in ALL) and printed.count(" nats, ") == 3
+    assert [path.name for path in store.folder.iterdir() if path.suffix not in (".nc", ".safetensors", ".lock")] == []
+    run(store, two.address)
+    assert len(two.computed()) == before + len(ALL), "what is there is not computed again"
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_a_network_that_is_there_goes_out_to_the_workers(two, alone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store, before = Store("store", None), len(two.computed())
+    run(store, two.address, ALL[:1])
+    run(store, two.address, CELLS[:1])
+    assert sorted(two.computed()[before:]) == sorted(cell.name for cell in ALL[:2])
+    assert load_cell(CELLS[0], store) is not None
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_killed_workers_lose_nothing(two, alone, store, tmp_path):
+    """Workers are killed at random moments until it was often enough; every run has the numbers of one process."""
+    kills, times, rounds, over = [], 15 if LONG else 2, 0, threading.Event()
+
+    def kill():
+        while not over.wait(random.uniform(0.2, 2.0)):
+            if len(kills) < times and (pids := two.pids()):
+                os.kill(random.choice(pids), signal.SIGKILL)
+                kills.append(rounds)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        while len(kills) < times:
+            place = Store(store.folder / str(rounds), None)
+            run(place, two.address)
+            assert numbers(place) == alone
+            assert not list(place.folder.glob("*.partial")) and not list(place.folder.glob("*.refused*"))
+            rounds += 1
+    finally:
+        over.set()
+        killer.join()
+    print(f"{len(kills)} kills, {rounds} runs, all with the numbers of one process")
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_a_cell_that_fails_is_one_line_and_the_others_go_on(two, store, capsys):
+    others = [FAILS.base, CELLS[0]._replace(seed=13)]
+    with pytest.raises(UserError, match=rf"^failed = {re.escape(FAILS.name)}: must be run again, see above$"):
+        run(store, two.address, [*others, FAILS])
+    assert all(load_cell(cell, store) is not None for cell in others) and load_cell(FAILS, store) is None
+    lines = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    assert lines == [f"{FAILS.name}: failed: ZeroDivisionError: on purpose"]
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_a_worker_with_other_code_computes_nothing(two, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "_identity", lambda: "bayesprompt 0.0.1, commit 123")
+    store = Store(tmp_path / "store", None)
+    with pytest.raises(UserError, match="^failed = "):
+        run(store, two.address)
+    first, *others = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    told = r"worker tcp://[\d.:]+ = bayesprompt .*: must be the caller's, bayesprompt 0.0.1, commit 123"
+    assert re.fullmatch(f"{re.escape(ALL[0].name)}: failed: {told}", first)
+    assert len(others) == 3 and all(f"base = {ALL[0].name}: must be there" in line for line in others)
+    assert not list(store.folder.glob("*.nc"))
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_a_stopped_run_keeps_what_is_finished_and_the_checkpoints(two, alone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store, seen = Store("store", None), []
+
+    class Soon:
+        def check(self):
+            seen.append(time.monotonic())
+            if list(store.folder.glob("*.nc")) and len(seen) > 5:
+                raise Stopped(signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        run(store, two.address, stop=Soon())
+    assert load_cell(ALL[0], store) is not None and plan.missing(ALL, store)
+    run(store, two.address)
+    assert numbers(store) == alone and not list(store.folder.glob("*.partial"))
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_when_the_scheduler_dies_what_is_finished_is_kept(tmp_path):
+    one = Cluster(tmp_path, workers=1)
+    try:
+        process = subprocess.Popen(
+            [*RUN, "--cluster", one.address], env=one.environment | {"BAYESPROMPT_CACHE": str(tmp_path / "mine")},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        first = process.stdout.readline()
+        one.scheduler.kill()
+        out, err = process.communicate(timeout=60)
+    finally:
+        one.close()
+    assert process.returncode == 2 and "Traceback" not in err
+    said = f"error: --cluster = {one.address}: must stay there, but its scheduler is gone; what was finished is kept"
+    assert err.splitlines()[-1] == said
+    done = [line.split(":")[0] for line in [first, *out.splitlines()]]
+    assert all(load_cell(cell_named(name), Store(tmp_path / "mine")) is not None for name in done) and done
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_workers_here_share_the_cores_and_stop_by_ctrl_c(tmp_path):
+    environment = os.environ | {"BAYESPROMPT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen(
+        [*RUN, "--cluster", "local"], env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert err.splitlines()[-1] == "stopped: the same command continues from the last checkpoint"
+    store = Store(tmp_path / "cache")
+    assert load_cell(cell_named(first.split(":")[0]), store) is not None
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["bayesprompt", "run", "single-coin", "--scale", "smoke", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().err.splitlines()[-1]
+
+    return call
+
+
+def test_without_dask_one_line_says_what_to_install(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask", None)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    said = "error: --cluster = local: must have Dask: pip install 'bayesprompt[cluster]'"
+    assert command("--cluster", "local") == (2, said)
+
+
+@needs("distributed")
+@pytest.mark.parametrize("number", ["0", "two", "-1", str(allowed_cores() + 1)])
+def test_there_are_no_more_workers_than_cores(command, number):
+    code, said = command("--cluster", f"local:{number}")
+    assert code == 2 and f"local:{number}: must be local, or local:1 to local:{allowed_cores()}" in said
+
+
+@needs("distributed")
+@pytest.mark.parametrize("address", ["nowhere", "tcp://127.0.0.1:1", "ftp://127.0.0.1:1"])
+def test_an_address_without_a_scheduler_is_one_line(command, address, monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+    code, said = command("--cluster", address)
+    assert code == 2 and f"--cluster = {address}: must be local or the address of a scheduler" in said
+
+
+def recipe(word):
+    """Return the block of code in the chapter that has a word in it."""
+    cells = json.loads((ROOT / "book" / "practice" / "performance.ipynb").read_text())["cells"]
+    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    blocks = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", text + "\n", re.MULTILINE)
+    (block,) = [block for block in blocks if word in block]
+    return re.sub("^    ", "", block, flags=re.MULTILINE)
+
+
+@needs("dask_jobqueue")
+def test_the_recipe_for_slurm_asks_for_what_a_worker_needs():
+    block, here = recipe("SLURMCluster("), {}
+    exec(block.partition("\ncluster.scale")[0], here)
+    try:
+        script = here["cluster"].job_script()
+    finally:
+        here["cluster"].close()
+    asked = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
+    assert {"--cpus-per-task=8", "--mem=15G", "--gres=gpu:1", "-n 1"} <= {*asked}
+    command = script.splitlines()[-1]
+    assert "distributed.cli.dask_worker" in command and "--nthreads 1 " in command and "--resources GPU=1" in command
+    assert "--nworkers" not in command or "--nworkers 1 " in command
