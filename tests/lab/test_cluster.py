@@ -10,75 +10,30 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-import numpy as np
+import jax
 import pytest
-from workers import CELLS, FAILS
+from workers import CELLS, FAILS, ROOT, SOFT, Cluster, numbers
 
 from bayesprompt import cli
 from bayesprompt.catalog import cell_named
 from bayesprompt.checks import UserError
 from bayesprompt.devices import allowed_cores
-from bayesprompt.files import tree_hash
 from bayesprompt.lab import cluster, plan
-from bayesprompt.lab.cells import load_cell, load_network
-from bayesprompt.lab.stop import Stopped
+from bayesprompt.lab.cells import load_cell
+from bayesprompt.lab.stop import Stop, Stopped
 from bayesprompt.store import Store
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = os.environ.get("FAULTS") == "long"
-ALL = plan.with_bases(CELLS)
-RUN = [sys.executable, "-m", "bayesprompt", "run", "single-coin", "--scale", "smoke", "--architecture", "lstm"]
+PLAIN = {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "5"}
+# Exact cells, many and quick.
+RUN = [sys.executable, "-m", "bayesprompt", "run", "--all", "--scale", "smoke", "--architecture", "bayes"]
 
 
 def needs(*packages):
     there = all(importlib.util.find_spec(package) for package in packages)
     why = f"{' and '.join(packages)} must be installed; CI has them"
     return pytest.mark.skipif(not there and os.environ.get("CI") != "true", reason=why)
-
-
-class Cluster:
-    """A scheduler and worker processes, each with a nanny that starts it again, on this machine."""
-
-    def __init__(self, folder: Path, workers: int):
-        self.cache, file = folder / "cache", folder / "scheduler.json"
-        self.environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
-            "BAYESPROMPT_CACHE": str(self.cache),
-            "JAX_NUM_CPU_DEVICES": "1",
-            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "100",
-        }
-        self.log = (folder / "log").open("w")
-        self.processes = []
-        self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
-        while not file.exists():
-            time.sleep(0.05)
-        self.address = json.loads(file.read_text())["address"]
-        words = (self.address, "--nthreads", "1", "--preload", "workers", "--local-directory", str(folder))
-        self.nannies = [self.start("worker", *words, "--resources", "GPU=1") for _ in range(workers)]
-
-    def start(self, kind, *words):
-        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--no-dashboard", *words]
-        self.processes.append(subprocess.Popen(command, env=self.environment, stdout=self.log, stderr=self.log))
-        return self.processes[-1]
-
-    def pids(self):
-        """Return the processes that work now."""
-        import psutil
-
-        children = [child for nanny in self.nannies for child in psutil.Process(nanny.pid).children()]
-        return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
-
-    def computed(self):
-        return (self.cache / "computed").read_text().splitlines()
-
-    def close(self):
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in self.processes:
-            process.wait(30)
-        self.log.close()
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +51,17 @@ def alone(two, tmp_path_factory):
     return numbers(Store(folder, None))
 
 
-class Never:
+class Never(Stop):
+    def __init__(self):
+        """Leave signals alone."""
+
     def check(self):
         pass
 
 
-def run(store, address, todo=ALL, stop=Never()):  # noqa: B008
+def run(store, address, todo=CELLS, stop=Never()):  # noqa: B008
     store.folder.mkdir(parents=True, exist_ok=True)
     cluster.run_cells(todo, store, stop, address, cell_named)
-
-
-def numbers(store):
-    """Hash all numbers of each cell, and of the network."""
-    found = {cell.name: load_cell(cell, store) for cell in ALL}
-    hashes = {name: tree_hash({str(k): np.asarray(v) for k, v in d.variables.items()}) for name, d in found.items()}
-    return hashes | {"network": tree_hash(load_network(ALL[0], store)[1])}
 
 
 @pytest.fixture(params=["with a folder of their own", "in the caller's folder"])
@@ -126,12 +77,12 @@ def test_two_workers_compute_each_cell_once_to_the_numbers_of_one_process(two, a
     before = len(two.computed())
     run(store, two.address)
     assert numbers(store) == alone
-    assert sorted(two.computed()[before:]) == sorted(cell.name for cell in ALL)
+    assert sorted(two.computed()[before:]) == sorted(cell.name for cell in CELLS)
     printed = capsys.readouterr().out
-    assert all(printed.count(f"{cell.name}: ") == 1 for cell in ALL) and printed.count(" nats, ") == 3
+    assert all(printed.count(f"{cell.name}: ") == 1 for cell in CELLS) and printed.count(" nats, ") == len(CELLS)
     assert [path.name for path in store.folder.iterdir() if path.suffix not in (".nc", ".safetensors", ".lock")] == []
     run(store, two.address)
-    assert len(two.computed()) == before + len(ALL), "what is there is not computed again"
+    assert len(two.computed()) == before + len(CELLS), "what is there is not computed again"
 
 
 @needs("distributed")
@@ -139,10 +90,10 @@ def test_two_workers_compute_each_cell_once_to_the_numbers_of_one_process(two, a
 def test_a_network_that_is_there_goes_out_to_the_workers(two, alone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store, before = Store("store", None), len(two.computed())
-    run(store, two.address, ALL[:1])
     run(store, two.address, CELLS[:1])
-    assert sorted(two.computed()[before:]) == sorted(cell.name for cell in ALL[:2])
-    assert load_cell(CELLS[0], store) is not None
+    run(store, two.address, [SOFT])
+    assert sorted(two.computed()[before:]) == sorted(cell.name for cell in CELLS[:2])
+    assert load_cell(SOFT, store) is not None
 
 
 @needs("distributed")
@@ -174,8 +125,9 @@ def test_killed_workers_lose_nothing(two, alone, store, tmp_path):
 
 @needs("distributed")
 @pytest.mark.slow
-def test_a_cell_that_fails_is_one_line_and_the_others_go_on(two, store, capsys):
-    others = [FAILS.base, CELLS[0]._replace(seed=13)]
+def test_a_cell_that_fails_is_one_line_and_the_others_go_on(two, tmp_path, capsys):
+    store = Store(tmp_path / "store", None)
+    others = [FAILS.base, SOFT._replace(seed=13)]
     with pytest.raises(UserError, match=rf"^failed = {re.escape(FAILS.name)}: must be run again, see above$"):
         run(store, two.address, [*others, FAILS])
     assert all(load_cell(cell, store) is not None for cell in others) and load_cell(FAILS, store) is None
@@ -192,8 +144,8 @@ def test_a_worker_with_other_code_computes_nothing(two, tmp_path, monkeypatch, c
         run(store, two.address)
     first, *others = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
     told = r"worker tcp://[\d.:]+ = bayesprompt .*: must be the caller's, bayesprompt 0.0.1, commit 123"
-    assert re.fullmatch(f"{re.escape(ALL[0].name)}: failed: {told}", first)
-    assert len(others) == 3 and all(f"base = {ALL[0].name}: must be there" in line for line in others)
+    assert re.fullmatch(f"{re.escape(CELLS[0].name)}: failed: {told}", first)
+    assert len(others) == len(CELLS) - 1 and all(f"base = {CELLS[0].name}: must be there" in line for line in others)
     assert not list(store.folder.glob("*.nc"))
 
 
@@ -203,7 +155,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_the_checkpoints(two, alone, tm
     monkeypatch.chdir(tmp_path)
     store, seen = Store("store", None), []
 
-    class Soon:
+    class Soon(Never):
         def check(self):
             seen.append(time.monotonic())
             if list(store.folder.glob("*.nc")) and len(seen) > 5:
@@ -211,7 +163,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_the_checkpoints(two, alone, tm
 
     with pytest.raises(Stopped):
         run(store, two.address, stop=Soon())
-    assert load_cell(ALL[0], store) is not None and plan.missing(ALL, store)
+    assert load_cell(CELLS[0], store) is not None and plan.missing(CELLS, store)
     run(store, two.address)
     assert numbers(store) == alone and not list(store.folder.glob("*.partial"))
 
@@ -222,7 +174,7 @@ def test_when_the_scheduler_dies_what_is_finished_is_kept(tmp_path):
     one = Cluster(tmp_path, workers=1)
     try:
         process = subprocess.Popen(
-            [*RUN, "--cluster", one.address], env=one.environment | {"BAYESPROMPT_CACHE": str(tmp_path / "mine")},
+            [*RUN, "--cluster", one.address], env=os.environ | PLAIN | {"BAYESPROMPT_CACHE": str(tmp_path / "mine")},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         first = process.stdout.readline()
@@ -240,7 +192,7 @@ def test_when_the_scheduler_dies_what_is_finished_is_kept(tmp_path):
 @needs("distributed")
 @pytest.mark.slow
 def test_workers_here_share_the_cores_and_stop_by_ctrl_c(tmp_path):
-    environment = os.environ | {"BAYESPROMPT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "src")}
+    environment = os.environ | PLAIN | {"BAYESPROMPT_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(
         [*RUN, "--cluster", "local"], env=environment, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -253,7 +205,20 @@ def test_workers_here_share_the_cores_and_stop_by_ctrl_c(tmp_path):
     store = Store(tmp_path / "cache")
     assert load_cell(cell_named(first.split(":")[0]), store) is not None
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+        for _ in range(200):  # twenty seconds
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+@needs("distributed")
+@pytest.mark.slow
+def test_each_worker_here_has_its_own_cores():
+    workers = allowed_cores()
+    with cluster.connect("local") as client:
+        client.wait_for_workers(workers)
+        pinned = client.run(lambda: sorted(os.sched_getaffinity(0)))
+        assert {*client.run(lambda: (allowed_cores(), jax.device_count())).values()} == {(1, 1)}
+    assert len(pinned) == workers == len({core for each in pinned.values() for core in each})
 
 
 @pytest.fixture

@@ -245,15 +245,14 @@ def _progress(worker: Any, cell: Cell, run: str, place: Store | None) -> Callabl
 
     def progress(step: int, loss: float) -> None:
         nonlocal said, sent
-        now = time.monotonic()
+        now, task = time.monotonic(), worker.state.tasks.get(key)
+        if task is None or task.state == "cancelled":
+            raise Stopped(0)
         if now - said > 1:
             worker.log_event(f"{run} steps", [cell.name, step])
             said = now
         if place is not None and now - sent > SEND:
             _held(run, cell.name).set(_files(cell, place.folder, ".*.partial"))
             sent = time.monotonic()
-        task = worker.state.tasks.get(key)
-        if task is None or task.state == "cancelled":
-            raise Stopped(0)
 
     return progress
