@@ -1,7 +1,6 @@
 """Cells on a Dask cluster: the numbers of one process, whatever dies; what goes wrong is one line, the rest is kept."""
 
 import importlib.util
-import json
 import os
 import random
 import re
@@ -30,10 +29,10 @@ PLAIN = {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", "TQDM_MININTE
 RUN = [sys.executable, "-m", "bayesprompt", "run", "--all", "--scale", "smoke", "--architecture", "bayes"]
 
 
-def needs(*packages):
-    there = all(importlib.util.find_spec(package) for package in packages)
-    why = f"{' and '.join(packages)} must be installed; CI has them"
-    return pytest.mark.skipif(not there and os.environ.get("CI") != "true", reason=why)
+needs_dask = pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None and os.environ.get("CI") != "true",
+    reason="distributed must be installed; CI has it",
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def store(request, tmp_path, monkeypatch):
     return Store(tmp_path / "store" if "caller" in request.param else "store", None)
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_two_workers_compute_each_cell_once_to_the_numbers_of_one_process(two, alone, store, capsys):
     before = len(two.computed())
@@ -85,7 +84,7 @@ def test_two_workers_compute_each_cell_once_to_the_numbers_of_one_process(two, a
     assert len(two.computed()) == before + len(CELLS), "what is there is not computed again"
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_a_network_that_is_there_goes_out_to_the_workers(two, alone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -96,7 +95,7 @@ def test_a_network_that_is_there_goes_out_to_the_workers(two, alone, tmp_path, m
     assert load_cell(SOFT, store) is not None
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_killed_workers_lose_nothing(two, alone, store, tmp_path):
     """Workers are killed at random moments until it was often enough; every run has the numbers of one process."""
@@ -123,7 +122,7 @@ def test_killed_workers_lose_nothing(two, alone, store, tmp_path):
     print(f"{len(kills)} kills, {rounds} runs, all with the numbers of one process")
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_a_cell_that_fails_is_one_line_and_the_others_go_on(two, tmp_path, capsys):
     store = Store(tmp_path / "store", None)
@@ -135,7 +134,7 @@ def test_a_cell_that_fails_is_one_line_and_the_others_go_on(two, tmp_path, capsy
     assert lines == [f"{FAILS.name}: failed: ZeroDivisionError: on purpose"]
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_a_worker_with_other_code_computes_nothing(two, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cluster, "_identity", lambda: "bayesprompt 0.0.1, commit 123")
@@ -149,7 +148,7 @@ def test_a_worker_with_other_code_computes_nothing(two, tmp_path, monkeypatch, c
     assert not list(store.folder.glob("*.nc"))
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_a_stopped_run_keeps_what_is_finished_and_the_checkpoints(two, alone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -168,7 +167,7 @@ def test_a_stopped_run_keeps_what_is_finished_and_the_checkpoints(two, alone, tm
     assert numbers(store) == alone and not list(store.folder.glob("*.partial"))
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_when_the_scheduler_dies_what_is_finished_is_kept(tmp_path):
     one = Cluster(tmp_path, workers=1)
@@ -189,7 +188,7 @@ def test_when_the_scheduler_dies_what_is_finished_is_kept(tmp_path):
     assert all(load_cell(cell_named(name), Store(tmp_path / "mine")) is not None for name in done) and done
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_workers_here_share_the_cores_and_stop_by_ctrl_c(tmp_path):
     environment = os.environ | PLAIN | {"BAYESPROMPT_CACHE": str(tmp_path / "cache")}
@@ -210,7 +209,7 @@ def test_workers_here_share_the_cores_and_stop_by_ctrl_c(tmp_path):
             time.sleep(0.1)
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.slow
 def test_each_worker_here_has_its_own_cores():
     workers = allowed_cores()
@@ -239,40 +238,16 @@ def test_without_dask_one_line_says_what_to_install(command, monkeypatch):
     assert command("--cluster", "local") == (2, said)
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.parametrize("number", ["0", "two", "-1", str(allowed_cores() + 1)])
 def test_there_are_no_more_workers_than_cores(command, number):
     code, said = command("--cluster", f"local:{number}")
     assert code == 2 and f"local:{number}: must be local, or local:1 to local:{allowed_cores()}" in said
 
 
-@needs("distributed")
+@needs_dask
 @pytest.mark.parametrize("address", ["nowhere", "tcp://127.0.0.1:1", "ftp://127.0.0.1:1"])
 def test_an_address_without_a_scheduler_is_one_line(command, address, monkeypatch):
     monkeypatch.setattr(cluster, "ANSWER", 0.5)
     code, said = command("--cluster", address)
     assert code == 2 and f"--cluster = {address}: must be local or the address of a scheduler" in said
-
-
-def recipe(word):
-    """Return the block of code in the chapter that has a word in it."""
-    cells = json.loads((ROOT / "book" / "practice" / "performance.ipynb").read_text())["cells"]
-    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    blocks = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", text + "\n", re.MULTILINE)
-    (block,) = [block for block in blocks if word in block]
-    return re.sub("^    ", "", block, flags=re.MULTILINE)
-
-
-@needs("dask_jobqueue")
-def test_the_recipe_for_slurm_asks_for_what_a_worker_needs():
-    block, here = recipe("SLURMCluster("), {}
-    exec(block.partition("\ncluster.scale")[0], here)
-    try:
-        script = here["cluster"].job_script()
-    finally:
-        here["cluster"].close()
-    asked = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
-    assert {"--cpus-per-task=8", "--mem=15G", "--gres=gpu:1", "-n 1"} <= {*asked}
-    command = script.splitlines()[-1]
-    assert "distributed.cli.dask_worker" in command and "--nthreads 1 " in command and "--resources GPU=1" in command
-    assert "--nworkers" not in command or "--nworkers 1 " in command
