@@ -90,9 +90,9 @@ test-floors test-newest: test-%:
 	  -e '.[book,language-model,test]'
 	.venv-$*/bin/python -m pytest $(PARALLEL) -m 'not slow' --ignore tests/test_pages.py
 
-# Faults at random, many times: a hundred kills, fifty damaged files, three hundred wrong inputs, twenty full disks.
+# Faults at random, many times: a hundred and thirty kills, fifty damaged files, three hundred wrong inputs, twenty full disks.
 test-faults: .venv/installed
-	FAULTS=long $(BIN)/python -m pytest -rP -o addopts=--import-mode=importlib tests/test_faults.py
+	FAULTS=long $(BIN)/python -m pytest -rP -o addopts=--import-mode=importlib tests/test_faults.py tests/lab/test_cluster.py
 
 dist: .venv/installed
 	@version=v$$($(BIN)/python -c 'import bayesprompt; print(bayesprompt.__version__)'); \

@@ -200,8 +200,8 @@ def refuse(*_):
 
 WORDS = st.sampled_from(
     "run list claims figures merge export doctor --scale --seed --hours --all --claims --method --architecture --out "
-    "--json --debug --version --help single-coin smoke paper lstm SoftPT 0 -1 1e9 nan \x00 é /dev/null /dev/full "
-    "nowhere /proc/1 -- -x".split(" ")
+    "--json --debug --version --help --cluster local single-coin smoke paper lstm SoftPT 0 -1 1e9 nan \x00 é "
+    "/dev/null /dev/full nowhere /proc/1 -- -x".split(" ")
 )
 
 
@@ -217,7 +217,8 @@ def test_wrong_commands_end_in_one_line_and_lose_no_file(tmp_path_factory, store
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["bayesprompt", *words])
         # What a right command would do is not what is tried here.
-        patch.setattr(cli, "run_cell", refuse)
+        patch.setattr(cli, "run_cells", refuse)
+        patch.setattr(cli, "run_on_cluster", refuse)
         patch.setattr(cli, "use_every_core", lambda: None)
         patch.setattr(cli, "keep_compiled", lambda folder: None)
         patch.setattr(cli, "FIGURES", {})

@@ -5,14 +5,11 @@ import logging
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import jax
 import typer
-import xarray as xr
-from tqdm import tqdm
 
 import bayesprompt
 from bayesprompt import catalog
@@ -22,10 +19,11 @@ from bayesprompt.devices import keep_compiled, use_every_core
 from bayesprompt.files import make_folder
 from bayesprompt.lab import plan
 from bayesprompt.lab.cells import load_cell, problem_with
+from bayesprompt.lab.cluster import run_cells as run_on_cluster
 from bayesprompt.lab.exchange import export as export_results
 from bayesprompt.lab.exchange import merge as merge_results
 from bayesprompt.lab.experiment import SCALES, Cell
-from bayesprompt.lab.run import run_cell
+from bayesprompt.lab.run import run_cells
 from bayesprompt.lab.stop import Stop, Stopped
 from bayesprompt.lab.style import own_style
 from bayesprompt.provenance import device
@@ -70,9 +68,14 @@ def run(
     method: MethodOption = None,
     seed: SeedOption = 0,
     hours: Annotated[float | None, typer.Option("--hours", min=0, help="stop at the last checkpoint in time")] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="a Dask scheduler's address; local, local:4: worker processes here")
+    ] = None,
 ) -> None:
     """Compute what is missing, and resume what was interrupted."""
-    store, stop, _ = Store(), Stop(hours), device()  # a device that is not there is refused now
+    store, stop = Store(), Stop(hours)
+    if cluster is None:
+        device()  # one that is not there is refused now
     if claims:
         todo = _for_claims(names, store)
     elif bool(names) == everything:
@@ -82,15 +85,10 @@ def run(
         todo = plan.with_bases(wanted)
     make_folder(store.folder)
     keep_compiled(store.folder / "compiled")
-    # One bar for all cells, in optimisation steps of all repetitions: its estimate is of the whole run.
-    with tqdm(total=sum(map(plan.work, todo)), unit="step", dynamic_ncols=True, smoothing=0.05) as bar:
-        for number, cell in enumerate(todo, 1):
-            stop.check()
-            bar.set_description(f"{cell.name} ({number}/{len(todo)})")
-            start = bar.n
-            dataset = run_cell(cell, store, _advance(bar, start, cell.repetitions, stop))
-            bar.update(start + plan.work(cell) - bar.n)
-            bar.write(f"{cell.name}: {_result(dataset)}, {dataset.attrs['seconds']:.0f} s", file=sys.stdout)
+    if cluster is None:
+        run_cells(todo, store, stop)
+    else:
+        run_on_cluster(todo, store, stop, cluster, cell_named)
 
 
 def _for_claims(names: list[str] | None, store: Store) -> list[Cell]:
@@ -106,24 +104,6 @@ def _for_claims(names: list[str] | None, store: Store) -> list[Cell]:
         typer.echo(f"{claim}: {len(each)} cells, about {plan.in_words(sum(seconds[c] for c in each))}")
     typer.echo(f"together {len(todo)} cells, about {plan.in_words(sum(seconds[c] for c in todo))}")
     return todo
-
-
-def _result(dataset: xr.Dataset) -> str:
-    if "accuracy" in dataset:
-        return f"best accuracies {', '.join(f'{best:.1%}' for best in dataset.accuracy.values.max(axis=1))}"
-    if "regret" not in dataset:
-        return dataset.attrs["summary"]
-    last = int(dataset.n[-1])
-    return f"R({last}) = {float(dataset.regret.sel(n=last).median()):.3f} nats"
-
-
-def _advance(bar: tqdm, start: int, repetitions: int, stop: Stop) -> Callable[[int, float], None]:
-    def progress(step: int, loss: float) -> None:
-        bar.update(start + step * repetitions - bar.n)
-        bar.set_postfix(loss=f"{loss:.3f}")
-        stop.check()
-
-    return progress
 
 
 @app.command("list")

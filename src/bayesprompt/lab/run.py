@@ -1,19 +1,63 @@
 """Running a cell: from disk if it is there, else computed and stored, so that no two runs of it meet."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 import xarray as xr
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from bayesprompt.files import tree_hash
+from bayesprompt.lab import plan
 from bayesprompt.lab.cells import condense, load_cell, load_network
 from bayesprompt.lab.experiment import Cell, Run
+from bayesprompt.lab.stop import Stop
 from bayesprompt.provenance import provenance
 from bayesprompt.settings import fixed
 from bayesprompt.store import Store
+
+
+def run_cells(todo: list[Cell], store: Store, stop: Stop) -> None:
+    """Run cells one after the other, and print each; the bar shows all of them together."""
+    with make_bar(todo) as bar:
+        for number, cell in enumerate(todo, 1):
+            stop.check()
+            bar.set_description(f"{cell.name} ({number}/{len(todo)})")
+            start = bar.n
+            dataset = run_cell(cell, store, _advance(bar, start, cell.repetitions, stop))
+            bar.update(start + plan.work(cell) - bar.n)
+            report(bar, cell, dataset)
+
+
+def make_bar(todo: list[Cell]) -> tqdm:
+    """Return one bar for all cells, in optimisation steps of all repetitions: its estimate is of the whole run."""
+    return tqdm(total=sum(map(plan.work, todo)), unit="step", dynamic_ncols=True, smoothing=0.05)
+
+
+def report(bar: tqdm, cell: Cell, dataset: xr.Dataset) -> None:
+    """Print a finished cell's result in one line, above the bar."""
+    bar.write(f"{cell.name}: {_result(dataset)}, {dataset.attrs['seconds']:.0f} s", file=sys.stdout)
+
+
+def _result(dataset: xr.Dataset) -> str:
+    if "accuracy" in dataset:
+        return f"best accuracies {', '.join(f'{best:.1%}' for best in dataset.accuracy.values.max(axis=1))}"
+    if "regret" not in dataset:
+        return dataset.attrs["summary"]
+    last = int(dataset.n[-1])
+    return f"R({last}) = {float(dataset.regret.sel(n=last).median()):.3f} nats"
+
+
+def _advance(bar: tqdm, start: int, repetitions: int, stop: Stop) -> Callable[[int, float], None]:
+    def progress(step: int, loss: float) -> None:
+        bar.update(start + step * repetitions - bar.n)
+        bar.set_postfix(loss=f"{loss:.3f}")
+        stop.check()
+
+    return progress
 
 
 @fixed()
@@ -25,10 +69,10 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
     """
     if cell.base is not None:
         run_cell(cell.base, store)
-    if (found := _finished(cell, store)) is not None:
+    if (found := finished(cell, store)) is not None:
         return found
     with _alone(cell, store):
-        if (found := _finished(cell, store)) is not None:
+        if (found := finished(cell, store)) is not None:
             return found
         began, origin = time.monotonic(), provenance()
         network = None if cell.base is None else load_network(cell, store)
@@ -45,7 +89,8 @@ def run_cell(cell: Cell, store: Store, progress: Callable[[int, float], None] | 
     return dataset
 
 
-def _finished(cell: Cell, store: Store) -> xr.Dataset | None:
+def finished(cell: Cell, store: Store) -> xr.Dataset | None:
+    """Return a cell's results if they are stored, and with them the network if it makes one; else None."""
     found = load_cell(cell, store)
     return found if found is not None and (not cell.makes_network or load_network(cell, store)) else None
 
