@@ -77,3 +77,19 @@ def test_a_chapter_runs_in_colab(book, colab, name):
     setup, *rest = [seconds(cell) for cell in notebook.cells if cell.cell_type == "code" and cell.source]
     print(f"{name}: {setup:.0f} s to install, {sum(rest):.0f} s to run")
     assert setup <= 60 * max(1, os.getloadavg()[0] / os.cpu_count()), "on a machine that others use too, the longer"
+
+
+RUNS = """
+from bayesprompt.prompting.laboratory_widgets import Laboratory
+view = Laboratory(width=8, pretraining_steps=100, steps=50)
+view.start.click()
+assert view.wait(600).dataset.sizes["tuning_step"] == 50
+assert "done, in" in view.status.value and "<img" in view.curve.value and "<img" in view.result.value
+"""
+
+
+def test_the_laboratory_runs_on_colabs_widgets(book, colab):
+    notebook = nbformat.read(book / "practice" / "laboratory.ipynb", as_version=4)
+    setup = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    notebook.cells = [setup, nbformat.v4.new_code_cell(RUNS)]
+    NotebookClient(notebook, timeout=1800, kernel_name="python3").execute()
