@@ -33,7 +33,6 @@ from bayesprompt.version import __version__
 SEND, ANSWER = 30.0, 10.0  # seconds between two checkpoints that a worker sends; for a scheduler to answer
 _GONE = "must stay there, but its scheduler is gone; what was finished is kept"
 _SHARE = "BAYESPROMPT_WORKER_CORES"  # the cores of a worker process on the caller's machine
-
 Files = dict[str, bytes]
 
 
@@ -186,8 +185,7 @@ def dask_setup(worker: Any) -> None:
     share = int(os.environ[_SHARE])
     jax.config.update("jax_num_cpu_devices", share)
     if hasattr(os, "sched_setaffinity"):
-        mine = sorted(os.sched_getaffinity(0))[worker.name * share : (worker.name + 1) * share]
-        os.sched_setaffinity(0, mine)
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[worker.name * share : (worker.name + 1) * share])
 
 
 def _held(run: str, name: str, client: Any = None) -> Any:
