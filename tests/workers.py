@@ -1,6 +1,6 @@
 """Dask's scheduler and workers for test_cluster.py, and the one process beside them: `python workers.py FOLDER`.
 
-Workers take short chunks and send checkpoints at once; the name of each cell that they computed is noted; one fails.
+Workers take short chunks and send checkpoints at once, and note what they computed; one cell fails.
 """
 
 import json
@@ -20,6 +20,7 @@ from bayesprompt.files import tree_hash
 from bayesprompt.lab import cluster, plan
 from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.lab.run import run_cell
+from bayesprompt.lab.stop import Stop
 from bayesprompt.prompting.experiments import CoinExperiment
 from bayesprompt.store import Store, cache_folder
 from bayesprompt.tuning.fitting import FitConfig
@@ -34,9 +35,16 @@ _compute = CoinExperiment.compute
 def noted(self, run):
     if run.cell == FAILS:
         raise ZeroDivisionError("on\npurpose")
-    result = _compute(self, run)
+    steps = [0]
+
+    def progress(step, loss):
+        steps.append(step)
+        if run.progress is not None:
+            run.progress(step, loss)
+
+    result = _compute(self, run._replace(progress=progress))
     with (cache_folder() / "computed").open("a") as file:
-        file.write(f"{run.cell.name}\n")
+        file.write(f"{run.cell.name} {steps[1] if steps[1:] else 0}\n")
     return result
 
 
@@ -52,6 +60,14 @@ def numbers(store):
     found = {cell.name: load_cell(cell, store) for cell in CELLS}
     hashes = {name: tree_hash({str(k): np.asarray(v) for k, v in d.variables.items()}) for name, d in found.items()}
     return hashes | {"network": tree_hash(load_network(CELLS[0], store)[1])}
+
+
+class Never(Stop):
+    def __init__(self):
+        """Leave signals alone."""
+
+    def check(self):
+        pass
 
 
 class Cluster:
@@ -87,7 +103,9 @@ class Cluster:
         return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
 
     def computed(self):
-        return (self.cache / "computed").read_text().splitlines()
+        """Return which cells were computed to their end, and the step that was reported first."""
+        lines = (self.cache / "computed").read_text().splitlines()
+        return [(name, int(step)) for name, step in map(str.split, lines)]
 
     def close(self):
         for process in reversed(self.processes):

@@ -12,7 +12,7 @@ import time
 
 import jax
 import pytest
-from workers import CELLS, FAILS, ROOT, SOFT, Cluster, numbers
+from workers import CELLS, FAILS, ROOT, SOFT, Cluster, Never, numbers
 
 from bayesprompt import cli
 from bayesprompt.catalog import cell_named
@@ -20,8 +20,10 @@ from bayesprompt.checks import UserError
 from bayesprompt.devices import allowed_cores
 from bayesprompt.lab import cluster, plan
 from bayesprompt.lab.cells import load_cell
-from bayesprompt.lab.stop import Stop, Stopped
+from bayesprompt.lab.run import run_cell
+from bayesprompt.lab.stop import Stopped
 from bayesprompt.store import Store
+from bayesprompt.tuning.fitting import FitConfig
 
 LONG = os.environ.get("FAULTS") == "long"
 PLAIN = {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "5"}
@@ -50,14 +52,6 @@ def alone(two, tmp_path_factory):
     return numbers(Store(folder, None))
 
 
-class Never(Stop):
-    def __init__(self):
-        """Leave signals alone."""
-
-    def check(self):
-        pass
-
-
 def run(store, address, todo=CELLS, stop=Never()):  # noqa: B008
     store.folder.mkdir(parents=True, exist_ok=True)
     cluster.run_cells(todo, store, stop, address, cell_named)
@@ -76,7 +70,7 @@ def test_two_workers_compute_each_cell_once_to_the_numbers_of_one_process(two, a
     before = len(two.computed())
     run(store, two.address)
     assert numbers(store) == alone
-    assert sorted(two.computed()[before:]) == sorted(cell.name for cell in CELLS)
+    assert sorted(name for name, _ in two.computed()[before:]) == sorted(cell.name for cell in CELLS)
     printed = capsys.readouterr().out
     assert all(printed.count(f"{cell.name}: ") == 1 for cell in CELLS) and printed.count(" nats, ") == len(CELLS)
     assert [path.name for path in store.folder.iterdir() if path.suffix not in (".nc", ".safetensors", ".lock")] == []
@@ -86,13 +80,21 @@ def test_two_workers_compute_each_cell_once_to_the_numbers_of_one_process(two, a
 
 @needs_dask
 @pytest.mark.slow
-def test_a_network_that_is_there_goes_out_to_the_workers(two, alone, tmp_path, monkeypatch):
+def test_a_network_and_a_checkpoint_that_are_there_go_out_to_the_workers(two, alone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FitConfig, "max_chunk", 5)
     store, before = Store("store", None), len(two.computed())
+
+    def leave(step, loss):
+        if step == 10:
+            raise Stopped(0)
+
     run(store, two.address, CELLS[:1])
+    with pytest.raises(Stopped):
+        run_cell(SOFT, store, leave)
     run(store, two.address, [SOFT])
-    assert sorted(two.computed()[before:]) == sorted(cell.name for cell in CELLS[:2])
-    assert load_cell(SOFT, store) is not None
+    assert two.computed()[before:] == [(CELLS[0].name, 5), (SOFT.name, 15)]
+    assert load_cell(SOFT, store) is not None and not list(store.folder.glob("*.partial"))
 
 
 @needs_dask

@@ -31,8 +31,8 @@ from bayesprompt.store import Store, cache_folder
 from bayesprompt.version import __version__
 
 SEND, ANSWER = 30.0, 10.0  # seconds between two checkpoints that a worker sends; for a scheduler to answer
+_GONE = "must stay there, but its scheduler is gone; what was finished is kept"
 _SHARE = "BAYESPROMPT_WORKER_CORES"  # the cores of a worker process on the caller's machine
-
 Files = dict[str, bytes]
 
 
@@ -59,12 +59,13 @@ def run_cells(todo: list[Cell], store: Store, stop: Stop, address: str, named: N
         while tasks.running:
             _check(stop, client, address)
             for cell in [cell for cell, future in tasks.running.items() if future.done()]:
+                _check(stop, client, address)  # without a scheduler all are done
                 problem = tasks.take(cell)
                 if cell.base in failed:
                     problem = f"base = {cell.base.name}: must be there"
                 if (dataset := None if problem else finished(cell, store)) is None:
                     failed.append(cell)
-                    bar.write(f"{cell.name}: failed: {problem}")
+                    bar.write(f"{cell.name}: failed: {problem or 'what came back is not whole'}")
                 else:
                     report(bar, cell, dataset)
                 done += plan.work(cell)
@@ -78,7 +79,7 @@ def run_cells(todo: list[Cell], store: Store, stop: Stop, address: str, named: N
 def _check(stop: Stop, client: Any, address: str) -> None:
     stop.check()
     if client.status != "running":
-        raise UserError(f"--cluster = {address}: must stay there, but its scheduler is gone; what was finished is kept")
+        raise UserError(f"--cluster = {address}: {_GONE}")
 
 
 class _Tasks:
@@ -89,6 +90,7 @@ class _Tasks:
         self.running: dict[Cell, Any] = {}  # futures
         self.steps: dict[str, int] = {}  # by the cell's name, of each repetition
         self._sent: dict[Cell, Files] = {}
+        self._held = functools.partial(_held, client.id, client=client)
         self._token = store.folder / f".{client.id}"  # workers that see it see the folder
 
     def __enter__(self) -> "_Tasks":
@@ -103,15 +105,12 @@ class _Tasks:
             return
         self.client.cancel(list(self.running.values()))
         for cell in self.running:
-            if (files := self._held(cell).get()) != self._sent[cell]:
+            if (files := self._held(cell.name).get()) != self._sent[cell]:
                 for name in files:
                     (self.store.folder / Path(name).name).unlink(missing_ok=True)
                 _take(files, self.store, self.named)
         for cell in self._sent:
-            self._held(cell).delete()
-
-    def _held(self, cell: Cell) -> Any:
-        return _held(self.client.id, cell.name, self.client)
+            self._held(cell.name).delete()
 
     def submit(self, cell: Cell, resources: dict[str, int] | None) -> None:
         """Let a cell be computed, after its base network if that is among the tasks."""
@@ -119,7 +118,7 @@ class _Tasks:
         if cell.base is not None and cell.base not in self._sent:
             new[cell.base] = stored_files(cell.base, self.store)
         for each, files in new.items():
-            self._held(each).set(files)
+            self._held(each.name).set(files)
         self._sent |= new
         after = self.running.get(cell.base)
         self.running[cell] = self.client.submit(
@@ -136,11 +135,11 @@ class _Tasks:
             return " ".join(words.split())
         if future.status != "finished":
             return "cancelled by the scheduler"
-        problem = _take(self._held(cell).get(), self.store, self.named)
+        problem = _take(self._held(cell.name).get(), self.store, self.named)
         if problem is None and (dataset := finished(cell, self.store)) is not None:
             self.store.drop_checkpoints(cell.name, json.loads(dataset.attrs["config"]))
         if not cell.makes_network:  # nobody needs it any more
-            self._held(cell).delete()
+            self._held(cell.name).delete()
             del self._sent[cell]
         return problem
 
@@ -153,6 +152,7 @@ def connect(address: str) -> Iterator[Any]:
 
         dask.config.set(logging={"distributed": "critical", "distributed.client": "critical"})  # we say what is wrong
         from distributed import Client, LocalCluster
+        from distributed.comm import CommClosedError
     except ImportError:
         raise UserError(f"--cluster = {address}: must have Dask: pip install 'bayesprompt[cluster]'") from None
     kind, _, number = address.partition(":")
@@ -162,7 +162,10 @@ def connect(address: str) -> Iterator[Any]:
         except (OSError, ValueError) as error:
             raise UserError(f"--cluster = {address}: must be local or the address of a scheduler ({error})") from None
         with client:
-            yield client
+            try:
+                yield client
+            except CommClosedError:  # while it was asked for something
+                raise UserError(f"--cluster = {address}: {_GONE}") from None
         return
     cores = allowed_cores()
     if number and not (number.isdecimal() and 1 <= int(number) <= cores):
@@ -182,8 +185,7 @@ def dask_setup(worker: Any) -> None:
     share = int(os.environ[_SHARE])
     jax.config.update("jax_num_cpu_devices", share)
     if hasattr(os, "sched_setaffinity"):
-        mine = sorted(os.sched_getaffinity(0))[worker.name * share : (worker.name + 1) * share]
-        os.sched_setaffinity(0, mine)
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[worker.name * share : (worker.name + 1) * share])
 
 
 def _held(run: str, name: str, client: Any = None) -> Any:
