@@ -18,9 +18,9 @@ CHAPTERS = sorted(str(p.relative_to(BOOK).with_suffix("")) for p in BOOK.glob("*
 # Decimals, numbers of three digits or more, and percentages; not years, sections, addresses, code.
 NUMBER = re.compile(r"(?<![\w.^{/-])(?:\d{1,3}(?:,\d{3})+|\d+\.\d+|\d{3,}|\d+(?= ?%))(?![\w]|\.\d)")
 NO_NUMBERS = re.compile(
-    r"```.*?```|`[^`]*`|\]\([^)]*\)|<[^>]+>|https?://\S+|\\tag\{[^}]*\}"
-    r"|(?:Figure|Section|Table|Eq\.|Equation|Theorem|Lemma|Appendix|arXiv[: ]|Python) *[\d.]+",
-    re.DOTALL,
+    r"```.*?```|^ {4}[^\n]*|`[^`]*`|\]\([^)]*\)|<[^>]+>|https?://\S+|\\tag\{[^}]*\}"
+    r"|(?:Figure|Section|Table|Eq\.|Equation|Theorem|Lemma|Appendix|arXiv[: ]|Python)s? *[\d.]+(?: and [\d.]+)?",
+    re.DOTALL | re.MULTILINE,
 )
 YEAR = re.compile(r"(?:19|20)\d\d")
 DIGITS = re.compile(r"(?<![\w.])\d+(?:[,_]\d{3})*(?:\.\d+)?(?:e-?\d+)?")
@@ -32,20 +32,20 @@ FACT = "a fact about somebody else's model or paper, with its source"
 # Numbers that no cell prints or asserts, and why.
 EXPLAINED = {
     "foundations/bayes_predictors": {SUM: "128"},
-    "foundations/in_context_learning": {ONCE: "525 550 575 625 0.24 0.19 0.21"},
+    "foundations/in_context_learning": {ONCE: "525 550 575 625 0.24 0.19 0.07 0.04 0.21", SUM: "0.025"},
     "foundations/meta_learning": {SUM: "0.69"},
-    "mechanism/eliciting_skills": {PAPER: "94.1 83.7 99.6 99.8", ONCE: "0.8 6.8 2.4 94"},
-    "mechanism/language_model": {FACT: "576"},
+    "mechanism/eliciting_skills": {PAPER: "94.1 83.7 99.6 99.8", ONCE: "0.8 6.8 2.4 94", SUM: "14 18"},
+    "mechanism/language_model": {FACT: "576 270"},
     "mechanism/longer_prefixes": {PAPER: "8.2 39.6 99.8 34.5"},
     "mechanism/sorting": {PAPER: "91.4 84.9", ONCE: "5.26 6.88 5.27", SUM: "2.3"},
     "mechanism/virtual_tokens": {FACT: "1568", SUM: "2.5 53.3 0.037"},
     "practice/from_coins_to_language_models": {SUM: "1.8 0.18"},
-    "practice/performance": {FACT: "134.5 513", SUM: "768 7.5"},
-    "prompting/ablations": {ONCE: "0.28 0.24 0.37 0.17 0.18", FACT: "50,257", SUM: "768 70,000"},
+    "practice/performance": {FACT: "134.5 513", SUM: "768 7.5 70", ONCE: "1.6"},
+    "prompting/ablations": {ONCE: "0.28 0.24 0.37 0.17 0.18", FACT: "50,257", SUM: "126 768 70,000"},
     "prompting/novel_tasks": {SUM: "258 010101"},
     "prompting/tuning_methods": {SUM: "65,536"},
     "prompting/untrained_networks": {SUM: "384"},
-    "theory/bernoulli_mixtures": {SUM: "0.327"},
+    "theory/bernoulli_mixtures": {SUM: "0.327 0.16 0.004"},
     "theory/countable_mixtures": {SUM: "0.118 0101"},
     "theory/solomonoff": {SUM: "256 0.0078"},
 }
