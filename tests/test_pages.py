@@ -190,6 +190,7 @@ def test_a_page_is_whole_and_its_pictures_are_explained(opened):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_stands_out_and_no_rule_for_accessible_pages_is_broken(opened, scheme):
     _, page, _ = opened
+    page.add_style_tag(content="* { transition: none !important }")  # colours are those that it comes to
     page.emulate_media(color_scheme=scheme)
     expect(page.locator("html")).to_have_attribute("data-theme", scheme)
     if page.locator("article").count():
