@@ -1,5 +1,7 @@
 """What every test runs under; pyproject.toml adds shape checks and turns our warnings into errors."""
 
+import sys
+
 import jax
 import matplotlib
 import pytest
@@ -26,6 +28,24 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line in this process; return exit code, standard output and standard error."""
+    from bayesprompt import cli  # not before pyproject's shape checks are in place
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["bayesprompt", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
 def figures():
     """Draw in the book's style, and leave no figure open."""
     from bayesprompt.lab import plotting, style  # not before pyproject's shape checks are in place
@@ -34,3 +54,12 @@ def figures():
         style.use_style()
         yield
     plotting.plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium for the tests of a file."""
+    from needs import chromium  # few tests need it
+
+    with chromium() as opened:
+        yield opened

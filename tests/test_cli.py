@@ -23,23 +23,6 @@ from bayesprompt.store import Store
 SMOKE = catalog.cell("single-coin", "lstm", "SoftPT", "smoke")
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command line in this process; return exit code, standard output and standard error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["bayesprompt", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(autouse=True)
 def no_programs_on_disk():
     """The command line keeps compiled programs; other tests do not."""

@@ -3,17 +3,15 @@
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 ROOT = Path(__file__).resolve().parents[1]
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 SLIDER = """
 from matplotlib import pyplot as plt
 from bayesprompt.lab.widgets import explore
@@ -59,30 +57,25 @@ def jupyter(folder: Path):
 
 
 @contextlib.contextmanager
-def opened(folder: Path, source: str):
+def opened(browser: Browser, folder: Path, source: str):
     """A page of JupyterLab on which a chapter of one cell, after the setup cell, has been run."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    if not (program := next(filter(None, map(shutil.which, names)), None)):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no browser: install Chromium")
     setup = nbformat.v4.new_code_cell((ROOT / "book" / "_setup_cell.py").read_text())
     notebook = nbformat.v4.new_notebook(cells=[setup, nbformat.v4.new_code_cell(source)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "chapter.ipynb")
-    with jupyter(folder) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET.split())
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
+    with jupyter(folder) as address, browser.new_context(viewport={"width": 1200, "height": 900}) as context:
+        page = context.new_page()
         page.set_default_timeout(240_000)
         page.goto(f"{address}/tree/chapter.ipynb")
         page.locator(".jp-Notebook .jp-Cell").first.click()
         for _ in range(2):
             page.keyboard.press("Shift+Enter")
         yield page
-        browser.close()
 
 
 @pytest.mark.slow
-def test_a_slider_works_in_jupyterlab(tmp_path):
-    with opened(tmp_path, SLIDER) as page:
+def test_a_slider_works_in_jupyterlab(browser, tmp_path):
+    with opened(browser, tmp_path, SLIDER) as page:
         picture = page.locator(".explore img:visible")
         expect(picture).to_have_attribute("alt", "a bar of height 1", timeout=240_000)
         page.locator(".explore [role=slider]").press("ArrowRight")
@@ -90,8 +83,8 @@ def test_a_slider_works_in_jupyterlab(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reader_plays_in_jupyterlab(tmp_path):
-    with opened(tmp_path, PLAY) as page:
+def test_a_reader_plays_in_jupyterlab(browser, tmp_path):
+    with opened(browser, tmp_path, PLAY) as page:
         said = page.locator(".play .says")
         expect(said).to_contain_text("After 0 flips", timeout=240_000)
         page.locator(".play [data-flip='0']").click()
@@ -101,8 +94,8 @@ def test_a_reader_plays_in_jupyterlab(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_laboratory_runs_and_stops_in_jupyterlab(tmp_path):
-    with opened(tmp_path, LABORATORY) as page:
+def test_the_laboratory_runs_and_stops_in_jupyterlab(browser, tmp_path):
+    with opened(browser, tmp_path, LABORATORY) as page:
         page.locator(".laboratory").get_by_role("button", name="Start").click(timeout=240_000)
         curve = page.locator(".laboratory img[alt^='Loss of training and tuning']")
         expect(curve).to_be_visible(timeout=240_000)

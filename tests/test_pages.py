@@ -5,9 +5,7 @@ import functools
 import gzip
 import http.server
 import json
-import os
 import re
-import shutil
 import threading
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -15,14 +13,13 @@ from urllib.parse import quote, urlsplit
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Response, expect, sync_playwright
+from needs import missing
+from playwright.sync_api import Browser, Response, expect
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK, HTML = ROOT / "book", ROOT / "build" / "book" / "_build" / "html"
 SPECIAL = {"404.html", "genindex.html", "index.html", "search.html"}  # made by Sphinx, without text of ours
 PAGES = sorted({str(p.relative_to(HTML)) for p in HTML.rglob("*.html") if "_static" not in p.parts} - SPECIAL)
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-QUIET = [*QUIET.split(), "--disable-component-update", "--disable-sync"]
 STRICT = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"  # no script inside a page
 
 SETTLED = """async () => {
@@ -89,17 +86,6 @@ def site():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    if not (program := next(filter(None, map(shutil.which, names)), None)):
-        missing("no browser: install Chromium, in Debian `apt-get install chromium`")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def visit(browser: Browser, site: str):
     """Open a page, wait until it stands, and see to it that nothing goes wrong while it is open."""
 
@@ -150,11 +136,6 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         path = path.removeprefix("/strict")
         site = yaml.safe_load((HTML.parents[1] / "_config.yml").read_text())["html"].get("baseurl", "")
         return super().translate_path("/" + path.removeprefix(urlsplit(site).path or "/"))
-
-
-def missing(what: str) -> None:
-    """A visible skip on a reader's machine, a failure in continuous integration."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(what)
 
 
 def written_sliders(name: str) -> int:

@@ -1,7 +1,7 @@
 """The built page `play`: it works under a strict policy, and all that it fetches is light."""
 
 from playwright.sync_api import expect
-from test_pages import browser, site, visit, weight  # noqa: F401 (three are fixtures)
+from test_pages import site, visit, weight  # noqa: F401 (two are fixtures)
 
 
 def test_a_reader_plays_under_a_strict_policy(visit):  # noqa: F811

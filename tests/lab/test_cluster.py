@@ -14,7 +14,6 @@ import jax
 import pytest
 from workers import CELLS, FAILS, ROOT, SOFT, Cluster, Never, numbers
 
-from bayesprompt import cli
 from bayesprompt.catalog import cell_named
 from bayesprompt.checks import UserError
 from bayesprompt.devices import allowed_cores
@@ -222,28 +221,21 @@ def test_each_worker_here_has_its_own_cores():
     assert len(pinned) == workers == len({core for each in pinned.values() for core in each})
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["bayesprompt", "run", "single-coin", "--scale", "smoke", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, capsys.readouterr().err.splitlines()[-1]
-
-    return call
+SMOKE = ("run", "single-coin", "--scale", "smoke", "--cluster")
 
 
 def test_without_dask_one_line_says_what_to_install(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "dask", None)
     monkeypatch.setitem(sys.modules, "distributed", None)
     said = "error: --cluster = local: must have Dask: pip install 'bayesprompt[cluster]'"
-    assert command("--cluster", "local") == (2, said)
+    code, _, err = command(*SMOKE, "local")
+    assert (code, err.splitlines()[-1]) == (2, said)
 
 
 @needs_dask
 @pytest.mark.parametrize("number", ["0", "two", "-1", str(allowed_cores() + 1)])
 def test_there_are_no_more_workers_than_cores(command, number):
-    code, said = command("--cluster", f"local:{number}")
+    code, _, said = command(*SMOKE, f"local:{number}")
     assert code == 2 and f"local:{number}: must be local, or local:1 to local:{allowed_cores()}" in said
 
 
@@ -251,5 +243,5 @@ def test_there_are_no_more_workers_than_cores(command, number):
 @pytest.mark.parametrize("address", ["nowhere", "tcp://127.0.0.1:1", "ftp://127.0.0.1:1"])
 def test_an_address_without_a_scheduler_is_one_line(command, address, monkeypatch):
     monkeypatch.setattr(cluster, "ANSWER", 0.5)
-    code, said = command("--cluster", address)
+    code, _, said = command(*SMOKE, address)
     assert code == 2 and f"--cluster = {address}: must be local or the address of a scheduler" in said

@@ -65,6 +65,14 @@ def test_what_is_saved_comes_back(outcome, tmp_path):
         laboratory.load("laboratory-other", store)
 
 
+def test_what_is_saved_is_no_cell_and_not_taken_for_a_damaged_one(outcome, cache, command):
+    laboratory.save(outcome, laboratory.own_store())
+    assert laboratory.saved(laboratory.own_store())
+    code, said, _ = command("doctor")
+    assert code == 0 and "laboratory-" not in said
+    assert command("export", cache / "packed")[0] == 2  # nothing of the book is there
+
+
 @pytest.mark.parametrize("wrong", [{"target": "coin"}, {"method": "Tuning"}, {"architecture": "gpt"}, {"sides": 1}])
 def test_what_is_not_there_is_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} = .*: must"):

@@ -3,13 +3,12 @@
 import functools
 import json
 import os
-import shutil
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from bayesprompt.models.predictor import predict_all
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
@@ -17,7 +16,6 @@ from bayesprompt.prompting import play
 from bayesprompt.sources import BetaCoins
 from bayesprompt.store import SHIPPED, Store
 
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 # P(heads) of every predictor before each flip of each sequence, and the mean time of a step of the last sequence, ms.
 PREDICT = """async ([exact, sequences]) => {
   const data = JSON.parse(document.getElementById(exact ? "exact" : "packed").textContent);
@@ -41,17 +39,6 @@ PREDICT = """async ([exact, sequences]) => {
   }
   return found;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    if not (program := next(filter(None, map(shutil.which, names)), None)):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no browser: install Chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

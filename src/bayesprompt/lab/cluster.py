@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import xarray as xr
 
 from bayesprompt.checks import UserError
 from bayesprompt.devices import allowed_cores, keep_compiled, use_every_core
@@ -39,8 +40,7 @@ Files = dict[str, bytes]
 def run_cells(todo: list[Cell], store: Store, stop: Stop, address: str, named: Named) -> None:
     """Run cells on the cluster at `address`, and print each; of a base network and its cells it comes first in `todo`.
 
-    A cell that fails is one line, and the others go on; UserError is raised at the end, or at once where the scheduler
-    goes away. What is finished is stored then, as it is when the run is stopped.
+    A failed cell is one line, and UserError at the end; a lost scheduler is UserError at once. What is done is stored.
     """
     failed: list[Cell] = []
     with make_bar(todo) as bar, connect(address) as client, _Tasks(client, store, named) as tasks:
@@ -60,14 +60,14 @@ def run_cells(todo: list[Cell], store: Store, stop: Stop, address: str, named: N
             _check(stop, client, address)
             for cell in [cell for cell, future in tasks.running.items() if future.done()]:
                 _check(stop, client, address)  # without a scheduler all are done
-                problem = tasks.take(cell)
+                found = tasks.take(cell)
                 if cell.base in failed:
-                    problem = f"base = {cell.base.name}: must be there"
-                if (dataset := None if problem else finished(cell, store)) is None:
+                    found = f"base = {cell.base.name}: must be there"
+                if isinstance(found, str):
                     failed.append(cell)
-                    bar.write(f"{cell.name}: failed: {problem or 'what came back is not whole'}")
+                    bar.write(f"{cell.name}: failed: {found}")
                 else:
-                    report(bar, cell, dataset)
+                    report(bar, cell, found)
                 done += plan.work(cell)
             bar.set_description(f"{len(todo) - len(tasks.running)}/{len(todo)} cells", refresh=False)
             bar.update(done + sum(tasks.steps.get(c.name, 0) * c.repetitions for c in tasks.running) - bar.n)
@@ -126,22 +126,21 @@ class _Tasks:
             key=f"{cell.name}-{self.client.id}", priority=int(cell.makes_network), resources=resources,
         )  # fmt: skip
 
-    def take(self, cell: Cell) -> str | None:
-        """Store what the task of a cell has left; return in one line why it failed, or None."""
+    def take(self, cell: Cell) -> xr.Dataset | str:
+        """Store what the task of a cell has left, and return it; or say in one line why there is none."""
         future = self.running.pop(cell)
-        if future.status == "error":
-            error = future.exception()
-            words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            return " ".join(words.split())
-        if future.status != "finished":
+        if future.status not in ("error", "finished"):
             return "cancelled by the scheduler"
+        if (error := future.exception()) is not None:
+            return " ".join(str(error if isinstance(error, UserError) else f"{type(error).__name__}: {error}").split())
         problem = _take(self._held(cell.name).get(), self.store, self.named)
-        if problem is None and (dataset := finished(cell, self.store)) is not None:
+        dataset = None if problem else finished(cell, self.store)
+        if dataset is not None:
             self.store.drop_checkpoints(cell.name, json.loads(dataset.attrs["config"]))
         if not cell.makes_network:  # nobody needs it any more
             self._held(cell.name).delete()
             del self._sent[cell]
-        return problem
+        return dataset if dataset is not None else problem or "what came back is not whole"
 
 
 @contextlib.contextmanager
@@ -171,7 +170,8 @@ def connect(address: str) -> Iterator[Any]:
     if number and not (number.isdecimal() and 1 <= int(number) <= cores):
         raise UserError(f"--cluster = {address}: must be local, or local:1 to local:{cores}, a core for each worker")
     workers = int(number or cores)
-    settings = {"env": {_SHARE: str(cores // workers)}, "preload": [__name__], "memory_limit": 0}
+    shares = {_SHARE: str(cores // workers), "DASK_LOGGING__DISTRIBUTED": "critical"}
+    settings = {"env": shares, "preload": [__name__], "memory_limit": 0}
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, **settings) as cluster,
         Client(cluster, set_as_default=False) as client,

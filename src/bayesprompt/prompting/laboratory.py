@@ -23,7 +23,7 @@ from bayesprompt.prompting.compute import tabulate
 from bayesprompt.settings import make_key
 from bayesprompt.sources import BetaCoins, Categorical, Coin, CoinMixture, DirichletCategorical, Markov, Source
 from bayesprompt.sources.coins import Exchangeable
-from bayesprompt.store import Store
+from bayesprompt.store import Store, cache_folder
 from bayesprompt.tuning.fitting import FitConfig, fit
 from bayesprompt.tuning.hard_search import hard_search
 from bayesprompt.tuning.tuners import METHODS, make_tuner
@@ -186,6 +186,11 @@ def belief(outcome: Outcome) -> str:
     a, b, misfit = fit_beta(outcome.dataset.prediction.values, target)
     held = f"the {a / (a + b):.3f} coin, known" if a + b > 1e5 else f"Beta({a:.3g}, {b:.3g})"
     return f"{held}; misfit {misfit:.3f} nats"
+
+
+def own_store() -> Store:
+    """Return the laboratory's folder beside the user's results, among which only cells of the book are looked for."""
+    return Store(cache_folder() / "laboratory", shipped=None)
 
 
 def save(outcome: Outcome, store: Store, seconds: float = 0.0) -> str:

@@ -42,7 +42,7 @@ class Laboratory(ipywidgets.VBox):
     """Settings, a button to start and one to stop, the training curve while it grows, and what became of it."""
 
     def __init__(self, store: Store | None = None, **settings: Any) -> None:
-        self.store, self.outcome, self.seconds = store or Store(), None, 0.0
+        self.store, self.outcome, self.seconds = store or laboratory.own_store(), None, 0.0
         self._stopping, self._thread, self._networks = threading.Event(), threading.Thread(), {}
         first = dataclasses.asdict(Settings(**settings))
         self.fields = {name: _field(name, first[name]) for name in first if name in CHOICES or name in RANGES}
