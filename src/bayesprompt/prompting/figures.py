@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import special
 
 from bayesprompt.lab.cells import load_methods
 from bayesprompt.lab.plotting import (
@@ -17,8 +21,10 @@ from bayesprompt.lab.plotting import (
     tuning_loss,
 )
 from bayesprompt.lab.style import own_style
+from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.prompting.experiments import EXPERIMENTS, MIXTURE, SINGLE_COIN, CoinExperiment
 from bayesprompt.prompting.state_plots import states_under_prefixes, structure_and_prefixes
+from bayesprompt.sources.base import Exchangeable
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS, WEIGHT_METHODS
 
@@ -48,6 +54,27 @@ def curves_by_kind(networks: Mapping[str, Datasets]) -> Figure:
         for ax, title, part in zip(row, networks, parts, strict=True):
             regret_curves(part, ax, top=common_top(*parts)).set_title(f"{title}: {kind}")
     return add_provenance(figure, *networks.values())
+
+
+@own_style()
+def predictions(
+    prediction: Float[np.ndarray, "N N1"],
+    target: Exchangeable,
+    flips: int,
+    ax: Axes,
+    color: str,
+    fit: BetaFit | None = None,
+) -> Axes:
+    """Draw P(heads) after so many flips against the share of heads, in dots that are larger where the target is often.
+
+    A line is what a Beta belief predicts, where one is given.
+    """
+    k = np.arange(flips + 1)
+    often = np.exp(target.log_evidence(np.stack([k, flips - k], axis=-1))) * special.comb(flips, k)
+    ax.scatter(k / flips, prediction[flips, : flips + 1], 6 + 150 * often, color=color, zorder=3)
+    if fit is not None:
+        ax.plot(k / flips, (fit.alpha + k) / (fit.alpha + fit.beta + flips), color=color, linewidth=1)
+    return ax
 
 
 @own_style()
