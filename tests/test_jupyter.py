@@ -67,9 +67,12 @@ def opened(browser: Browser, folder: Path, source: str):
         page = context.new_page()
         page.set_default_timeout(240_000)
         page.goto(f"{address}/tree/chapter.ipynb")
+        # JupyterLab drops a cell that is run before its kernel has answered.
+        page.get_by_role("button", name="Python 3 (ipykernel) | Idle").wait_for()
         page.locator(".jp-Notebook .jp-Cell").first.click()
-        for _ in range(2):
+        for cell in range(2):
             page.keyboard.press("Shift+Enter")
+            expect(page.locator(".jp-InputArea-prompt").nth(cell)).to_have_text(re.compile(r"\[(\*|\d+)\]:"))
         yield page
 
 
