@@ -48,12 +48,12 @@ OUTSIDE = """[...document.querySelectorAll("article :is(img, .explore input, mjx
     return box.left < 0 || box.right > 400 || (hides && element.clientWidth);
   }).map(element => `${element.className} ${element.textContent.slice(0, 99)}`)"""
 
-# Every displayed formula of which a part, its number say, lies beyond the column of text.
-CUT = """[...document.querySelectorAll("article mjx-container[display]")].filter(formula => {
-  for (let e = formula; e; e = e.parentElement) if (e.tagName === "DETAILS") e.open = true;
-  const column = formula.closest("section, details, li, .admonition").getBoundingClientRect();
-  return [...formula.querySelectorAll("*")].some(part => part.getBoundingClientRect().right > column.right + 1);
-}).map(formula => formula.textContent.slice(0, 99))"""
+# Every displayed formula and every table of which a part, a formula's number say, lies beyond the column of text.
+CUT = """[...document.querySelectorAll("article :is(mjx-container[display], .cell_output table)")].filter(whole => {
+  for (let e = whole; e; e = e.parentElement) if (e.tagName === "DETAILS") e.open = true;
+  const column = whole.closest("section, details, li, .admonition").getBoundingClientRect();
+  return [...whole.querySelectorAll("*")].some(part => part.getBoundingClientRect().right > column.right + 1);
+}).map(whole => whole.textContent.slice(0, 99))"""
 
 # Every piece of text on the page whose contrast with what lies behind it is under 4.5 (WCAG AA).
 FAINT = """() => {
@@ -188,7 +188,7 @@ def test_all_text_stands_out_and_no_rule_for_accessible_pages_is_broken(opened, 
     assert [(rule["help"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
 
 
-def test_formulas_end_with_the_column(opened):
+def test_formulas_and_tables_end_with_the_column(opened):
     _, page, _ = opened
     page.set_viewport_size({"width": 1300, "height": 900})
     assert page.evaluate(CUT) == []
