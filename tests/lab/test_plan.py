@@ -36,11 +36,20 @@ def test_base_networks_come_before_what_is_tuned_on_them(tmp_path):
     assert plan.for_claims({"x": plan.missing([soft], store)}, {soft: 1.0, soft.base: 9.0}) == [soft.base, soft]
 
 
-def test_a_cell_takes_as_long_a_step_as_those_like_it():
+def test_a_cell_takes_as_long_an_operation_as_those_like_it():
     store, known = Store(), catalog.cells("single-coin") + catalog.cells("two-coins")
     soft = catalog.cell("two-coins-prefix-25", "lstm", "SoftPT")
     there = [catalog.load(name, "lstm", "SoftPT").attrs["seconds"] for name in ("single-coin", "two-coins")]
     assert plan.expected_seconds(soft, known, store) == pytest.approx(sum(there) / 2, rel=1e-6)
+    # Steps of four layers do not take as long as those of one.
+    known = catalog.cells("sorting") + catalog.cells("eliciting-skills") + catalog.cells("longer-prefixes")
+    deep = catalog.cell("longer-prefixes", "gpt", "PrefixTuning")
+    one = catalog.cell("eliciting-skills", "gpt", "PrefixTuning")
+    ratio = plan.operations(deep) / plan.operations(one)
+    assert ratio > 3 * plan.work(deep) / plan.work(one)
+    assert plan.operations(catalog.cell("single-coin", "bayes", "PreBayes")) == 0
+    measured = catalog.load("eliciting-skills", "gpt", "PrefixTuning").attrs["seconds"]
+    assert plan.expected_seconds(deep, known, store) == pytest.approx(measured * ratio, rel=0.5)
     nothing = Store(shipped=None)
     assert plan.expected_seconds(soft, known, nothing) > 0, "a guess where nothing is stored"
 

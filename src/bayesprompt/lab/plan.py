@@ -8,9 +8,11 @@ from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.experiment import Cell
 from bayesprompt.lab.judging import Judgement
 from bayesprompt.store import Store
+from bayesprompt.tuning.fitting import step_flops
+from bayesprompt.tuning.tuners import PREFIX_METHODS
 
-# Where nothing like it is stored: seconds for so many steps of all repetitions, about those of two cores.
-_SECONDS_A_STEP = {"lstm": 0.03, "transformer": 0.07, "gpt": 0.1, "llama": 2.0}
+# Where nothing like it is stored: about what two cores do in a second.
+_OPERATIONS_A_SECOND = 4e10
 
 
 def work(cell: Cell) -> int:
@@ -18,13 +20,22 @@ def work(cell: Cell) -> int:
     return cell.config().get("fit", {}).get("steps", 0) * cell.repetitions or 1
 
 
+def operations(cell: Cell) -> float:
+    """Return the nominal floating-point operations of all steps of a cell; 0 for a cell without any."""
+    fit = cell.config().get("fit")
+    if not fit:
+        return 0.0
+    learned = cell.method not in PREFIX_METHODS
+    return work(cell) * step_flops(cell.predictor.architecture, fit["batch"], fit["length"], learned)
+
+
 def expected_seconds(cell: Cell, known: Iterable[Cell], store: Store) -> float:
-    """Return about how long a cell takes: as long a step as stored cells of its kind, the median of them."""
+    """Return about how long a cell takes: as long an operation as in stored cells of its kind, the median of them."""
     alike = [c for c in known if (c.architecture, c.method, c.scale) == (cell.architecture, cell.method, cell.scale)]
     stored = [(c, load_cell(c, store)) for c in alike]
-    rates = [float(dataset.attrs["seconds"]) / work(c) for c, dataset in stored if dataset is not None]
-    rate = float(np.median(rates)) if rates else _SECONDS_A_STEP.get(cell.architecture, 0.0)
-    return rate * work(cell)
+    rates = [float(dataset.attrs["seconds"]) / (operations(c) or 1) for c, dataset in stored if dataset is not None]
+    rate = float(np.median(rates)) if rates else 1 / _OPERATIONS_A_SECOND
+    return rate * (operations(cell) or 1)
 
 
 def with_bases(cells: Iterable[Cell]) -> list[Cell]:
