@@ -50,7 +50,9 @@ def execute() -> None:
     wanted = {str(p.relative_to(BOOK)): digest(p, more=common) for p in files(BOOK) if p.suffix == ".ipynb"}
     done = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
     kept = {name: stamp for name, stamp in wanted.items() if done.get(name) == stamp and (EXECUTED / name).exists()}
-    changed = sorted(wanted.keys() - kept.keys())
+    # In reading order: the gallery repeats what the chapters before it compiled.
+    toc = (BOOK / "_toc.yml").read_text(encoding="utf-8")
+    changed = sorted(wanted.keys() - kept.keys(), key=lambda name: (toc.find(f"{name.removesuffix('.ipynb')}\n"), name))
     print(f"chapters: {len(changed)} to execute, {len(kept)} unchanged since they were executed", flush=True)
     EXECUTED.mkdir(parents=True, exist_ok=True)
     STAMPS.write_text(json.dumps(kept))
@@ -75,6 +77,9 @@ def nbmake(names: list[str]) -> set[str]:
     with tempfile.TemporaryDirectory() as cache:  # the book shows the shipped results, not those of whoever builds it
         environment = {**os.environ, "IPYTHONDIR": str(BUILD / "ipython"), "BAYESPROMPT_CACHE": cache}
         environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # two chapters at a time would fight over the cores
+        # What one chapter compiled, the next one loads.
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(BUILD / "compiled"))
+        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
         run("pytest", "--nbmake", *options, *(str(EXECUTED / name) for name in names), env=environment)
     cases = ElementTree.parse(report).iter("testcase") if report.exists() else []
     passed = {case.get("classname") for case in cases if not len(case)}

@@ -186,6 +186,7 @@ def project(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     (tmp_path / "scripts" / "chapters.py").write_text("")
     (tmp_path / "requirements" / "lock.txt").write_text("a==1")
+    (tmp_path / "book" / "_toc.yml").write_text("")
     return tmp_path
 
 

@@ -116,7 +116,7 @@ class Settings:
 
 
 class Outcome(NamedTuple):
-    """What became of it: curves and predictions, the trained network, and what was tuned."""
+    """What became of it: curves and predictions, the trained network, and what was tuned (of HardPT, the tokens)."""
 
     settings: Settings
     dataset: xr.Dataset
@@ -147,8 +147,8 @@ def work(settings: Settings, base: Params | None = None, watch: Watch = _never) 
     phi, loss = None, np.zeros((1, 0), np.float32)
     if settings.method == "HardPT":
         data, _ = target.sample(search, SEQUENCES, LENGTH)
-        found = hard_search(network, base, settings.prefix_length, data)
-        models = [(base, hard_prefix(found.prefix, network.architecture.num_tokens))]
+        phi = hard_search(network, base, settings.prefix_length, data).prefix
+        models = [(base, hard_prefix(phi, network.architecture.num_tokens))]
     else:
         tuner = make_tuner(settings.method, network.architecture, settings.prefix_length)
         watching = watched("tuning", tuning.steps)
