@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import safetensors
 
 from bayesprompt.checks import UserError
 from bayesprompt.files import RefusedFileError
-from bayesprompt.models.language_model import LanguageModel, Settings, Stored, in_one_line, read_params
+from bayesprompt.models.language_model import LanguageModel, Settings, Stored, in_one_line, read_json, read_params
 from bayesprompt.models.llama import make_llama
 from bayesprompt.models.llama_sizes import Llama
 
@@ -58,24 +57,13 @@ def llama_from_safetensors(folder: str | Path) -> LanguageModel:
     rotation that is neither linear nor Llama 3's, and tensors and settings that this reader does not know.
     """
     folder = Path(folder)
-    settings = Settings(folder / "config.json", _json(folder / "config.json"))
+    settings = Settings(folder / "config.json", read_json(folder / "config.json"))
     if (kind := settings.take("model_type")) != "llama":
         raise settings.refusal("model_type", kind, "'llama'")
     sizes = _sizes(settings)
     settings.finish(_ONLY, _FREE)
     params = read_params(folder, sizes, _NAMES, _tensors(folder))
     return LanguageModel(make_llama(sizes), jax.device_put(params), _tokenizer(folder, sizes.num_tokens), folder)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"folder = {path.parent}: must have a file {path.name}")
-    try:
-        if isinstance(found := json.loads(path.read_text("utf-8")), dict):
-            return found
-        raise ValueError("no object")
-    except (ValueError, RecursionError, OSError) as error:
-        raise RefusedFileError(f"{path} = no JSON object: must be one: {in_one_line(error)}") from None
 
 
 def _sizes(settings: Settings) -> Llama:
@@ -127,7 +115,7 @@ def _tensors(folder: Path) -> dict[str, Stored]:
     """Return the tensors of all files, still on disk."""
     files, found = sorted(folder.glob("*.safetensors")), {}
     if (index := folder / "model.safetensors.index.json").is_file():
-        named = _json(index).get("weight_map")
+        named = read_json(index).get("weight_map")
         if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
             raise RefusedFileError(f"{index} = without a weight_map: must have one")
         files = [folder / Path(name).name for name in sorted(set(named.values()))]  # in no other folder

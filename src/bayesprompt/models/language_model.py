@@ -3,6 +3,7 @@
 A reader ignores nothing: every tensor is used, and every setting is applied or known to change no number.
 """
 
+import json
 import operator
 import re
 from collections.abc import Callable
@@ -43,6 +44,18 @@ class LanguageModel(NamedTuple):
         if self.tokenizer is None:
             raise UserError(f"tokenizer = None: must be in {self.path}, and the package tokenizers installed, for text")
         return self.tokenizer
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raises UserError for no file, RefusedFileError for no object."""
+    if not path.is_file():
+        raise UserError(f"folder = {path.parent}: must have a file {path.name}")
+    try:
+        if isinstance(found := json.loads(path.read_text("utf-8")), dict):
+            return found
+        raise ValueError("no object")
+    except (ValueError, RecursionError, OSError) as error:
+        raise RefusedFileError(f"{path} = no JSON object: must be one: {in_one_line(error)}") from None
 
 
 class Settings:

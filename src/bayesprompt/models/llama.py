@@ -63,6 +63,22 @@ class Projected(NamedTuple):
         return self.key.swapaxes(-3, -2), self.value.swapaxes(-3, -2)
 
 
+class Before(NamedTuple):
+    """What the attention of one block reads before a whole batch: rows like its own input, or keys and values."""
+
+    rows: Float[Array, "S D"]
+    keys_values: Float[Array, "2 L W"]
+
+    def project(self, sizes: Llama, block: Params) -> Projected:
+        """Return its queries, keys and values; those given as they are ask nothing."""
+        rows = _project(sizes, block, self.rows, jnp.arange(len(self.rows)))
+        if not self.keys_values.shape[-2]:
+            return rows
+        each = self.keys_values.reshape(2, -1, sizes.num_kv_heads, sizes.head_dim)
+        key, value = jnp.repeat(each, sizes.num_heads // sizes.num_kv_heads, axis=-2)
+        return Projected(jnp.zeros_like(key), key, value)
+
+
 def _norm(x: Array, scale: Array, epsilon: float) -> Array:
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * jnp.expand_dims(scale, range(x.ndim - 1))
 
@@ -90,6 +106,19 @@ def _project(sizes: Llama, block: Params, x: Float[Array, "*batch n D"], places:
     return Projected(query / sizes.head_dim**0.5, jnp.repeat(key, shared, axis=-2), jnp.repeat(value, shared, axis=-2))
 
 
+def keys_values(sizes: Llama, params: Params, prefix: Prefix) -> Float[Array, "layers 2 L W"]:
+    """Return the keys and values of a prefix for every layer, as `Prefix.keys_values` has them."""
+    if prefix.keys_values is not None:
+        return prefix.keys_values
+
+    def each(block, rows):
+        read = _project(sizes, block, rows, jnp.arange(len(rows)))
+        shared = sizes.num_heads // sizes.num_kv_heads
+        return jnp.stack([y[:, ::shared].reshape(len(rows), -1) for y in (read.key, read.value)])
+
+    return jax.vmap(each)(params["torso"], prefix.layers)
+
+
 def _finish(sizes: Llama, block: Params, x: Array, added: Array) -> Array:
     x = checkpoint_name(x + added, _KEPT)
     y = _norm(x, block["mlp_norm"], sizes.norm_epsilon)
@@ -106,10 +135,10 @@ class Done(NamedTuple):
     prefix: Projected
 
 
-def _run(sizes: Llama, block: Params, x: Float[Array, "B n D"], prefix: Float[Array, "S D"]) -> Done:
+def _run(sizes: Llama, block: Params, x: Float[Array, "B n D"], prefix: Before) -> Done:
     """Run a block on rows behind a prefix that only its attention reads."""
-    before = _project(sizes, block, prefix, jnp.arange(len(prefix)))
-    rows = _project(sizes, block, x, len(prefix) + jnp.arange(x.shape[1]))
+    before = prefix.project(sizes, block)
+    rows = _project(sizes, block, x, len(before.key) + jnp.arange(x.shape[1]))
     added = attend(*rows, before.memory) @ block["attention_output"]
     return Done(_finish(sizes, block, x, added), added, rows, before)
 
@@ -126,7 +155,7 @@ def _logits(sizes: Llama, params: Params, x: Float[Array, "*rows D"]) -> Float[A
 
 
 def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
-    """Return rows that each block's attention reads (layers, S, D), and rows that stand before the tokens (S, D).
+    """Return what each block's attention reads before all rows, and rows that stand before the tokens (S, D).
 
     Nothing is computed once a batch: for a few rows that would cost more, reading all weights once again.
     """
@@ -134,9 +163,13 @@ def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
     if prefix.length + length > sizes.context:
         raise UserError(f"length = {length}: prompt and tokens must have at most {sizes.context} positions")
     nothing = jnp.zeros((sizes.num_layers, 0, sizes.embed_dim), params["embedding"].dtype)
+    none = jnp.zeros((sizes.num_layers, 2, 0, sizes.num_kv_heads * sizes.head_dim), nothing.dtype)
     rows = prefix.inputs @ params["embedding"] if prefix.inputs is not None else prefix.embeddings
     return {
-        "layers": nothing if prefix.layers is None else prefix.layers,
+        "layers": Before(
+            nothing if prefix.layers is None else prefix.layers,
+            none if prefix.keys_values is None else prefix.keys_values,
+        ),
         "rows": nothing[0] if rows is None else rows,
     }
 
@@ -194,7 +227,8 @@ def generate(
     """
     check_integer("steps", steps, 0)
     tokens = check_tokens(tokens, sizes.num_tokens)
-    if tokens.ndim != 2 or not (tokens.shape[1] or (prefix.length and prefix.layers is None)):
+    rows = prefix.inputs is not None or prefix.embeddings is not None
+    if tokens.ndim != 2 or not (tokens.shape[1] or (prefix.length and rows)):
         raise UserError(f"tokens = array of shape {tokens.shape}: must be (B, N), N >= 1 or behind a prompt of rows")
     return _generate(sizes, params, tokens.astype(np.int32), int(steps), prefix)
 
@@ -206,7 +240,7 @@ def _generate(sizes: Llama, params: Params, tokens: Int[Array, "B N"], steps: in
     if not steps:
         return tokens[:, :0]
     x = _embed(params, state, tokens)
-    given, before = x.shape[1], state["layers"].shape[1]
+    given, before = x.shape[1], sum(rows.shape[-2] for rows in state["layers"])
 
     def fill(x, xs):
         done = _run(sizes, xs[0], x, xs[1])

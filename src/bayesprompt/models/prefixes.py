@@ -1,4 +1,4 @@
-"""A prefix is what a model reads before the data: rows of input, rows of embedding, or rows for every layer."""
+"""A prefix is what a model reads before the data: rows of input, of embedding or for every layer; keys and values."""
 
 from typing import Any, NamedTuple
 
@@ -14,17 +14,20 @@ MAX_HARD_PREFIXES = 2**16
 
 
 class Prefix(NamedTuple):
-    """Rows read between the start vector and the data (Section 3); at most one of the three fields is set.
+    """Rows read between the start vector and the data (Section 3); at most one of the fields is set.
 
     - inputs: (L, K) rows in token space: one-hot (HardPT), on the simplex (SimplexPT) or anywhere (RealPT).
     - embeddings: (L, D) rows in embedding space (SoftPT).
     - layers: (num_layers, L, D) rows that the attention of each block reads at the prefix positions instead of the
       block's own input, without position (prefix-tuning in the sense of Li & Liang 2021, Petrov et al. 2024).
+    - keys_values: (num_layers, 2, L, W) keys, turned to positions 0 to L-1, and values that the attention of each block
+      reads there, all heads of width W side by side: how PEFT stores prefix-tuning. Of LLaMA networks only.
     """
 
     inputs: Shaped[Array, "L K"] | None = None
     embeddings: Float[Array, "L D"] | None = None
     layers: Float[Array, "layers L D"] | None = None
+    keys_values: Float[Array, "layers 2 L W"] | None = None
 
     @property
     def length(self) -> int:
@@ -65,7 +68,13 @@ def check_prefix(prefix: Prefix, architecture: Any) -> None:
         raise UserError(f"prefix = {' and '.join(given)}: must have one field at most")
     width = architecture.embed_dim
     wanted = {"inputs": (architecture.num_tokens,), "embeddings": (width,), "layers": (architecture.num_layers, width)}
+    if hasattr(architecture, "num_kv_heads"):
+        wanted["keys_values"] = (architecture.num_layers, 2, architecture.num_kv_heads * architecture.head_dim)
     for name, shape in given.items():
+        if name not in wanted:
+            raise UserError(
+                f"prefix = {name}: must be of a LLaMA network; {type(architecture).__name__} reads {', '.join(wanted)}"
+            )
         if (*shape[:-2], shape[-1]) != wanted[name]:
             must = ", ".join(map(str, (*wanted[name][:-1], "L", wanted[name][-1])))
             raise UserError(f"prefix = {name} of shape {shape}: must be ({must})")
