@@ -9,6 +9,7 @@ Dask is imported only where it is asked for. A worker has one thread, and JAX al
 import contextlib
 import functools
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -170,8 +171,7 @@ def connect(address: str) -> Iterator[Any]:
     if number and not (number.isdecimal() and 1 <= int(number) <= cores):
         raise UserError(f"--cluster = {address}: must be local, or local:1 to local:{cores}, a core for each worker")
     workers = int(number or cores)
-    shares = {_SHARE: str(cores // workers), "DASK_LOGGING__DISTRIBUTED": "critical"}
-    settings = {"env": shares, "preload": [__name__], "memory_limit": 0}
+    settings = {"env": {_SHARE: str(cores // workers)}, "preload": [__name__], "memory_limit": 0}
     with (
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, **settings) as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -180,7 +180,8 @@ def connect(address: str) -> Iterator[Any]:
 
 
 def dask_setup(worker: Any) -> None:
-    """Give a worker process on the caller's machine its share of the cores, and leave Ctrl-C to the caller."""
+    """Give a worker process of this machine its share of the cores; Ctrl-C and words are left to the caller."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     share = int(os.environ[_SHARE])
     jax.config.update("jax_num_cpu_devices", share)
