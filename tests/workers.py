@@ -111,7 +111,11 @@ class Cluster:
         for process in reversed(self.processes):
             process.terminate()
         for process in self.processes:
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # a worker that was killed again and again may start another one yet
+                process.kill()
+                process.wait()
         self.log.close()
 
 
