@@ -28,7 +28,6 @@ def ours(sizes):
 
 def network_folder(folder: Path, name: str) -> Path:
     """Write a network of hf.npz."""
-    sys.path.insert(0, str(HERE))
     from test_hf import write
 
     folder.mkdir(parents=True)

@@ -135,8 +135,7 @@ class _Tasks:
         if (error := future.exception()) is not None:
             return " ".join(str(error if isinstance(error, UserError) else f"{type(error).__name__}: {error}").split())
         problem = _take(self._held(cell.name).get(), self.store, self.named)
-        dataset = None if problem else finished(cell, self.store)
-        if dataset is not None:
+        if (dataset := None if problem else finished(cell, self.store)) is not None:
             self.store.drop_checkpoints(cell.name, json.loads(dataset.attrs["config"]))
         if not cell.makes_network:  # nobody needs it any more
             self._held(cell.name).delete()

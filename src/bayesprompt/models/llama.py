@@ -106,19 +106,6 @@ def _project(sizes: Llama, block: Params, x: Float[Array, "*batch n D"], places:
     return Projected(query / sizes.head_dim**0.5, jnp.repeat(key, shared, axis=-2), jnp.repeat(value, shared, axis=-2))
 
 
-def keys_values(sizes: Llama, params: Params, prefix: Prefix) -> Float[Array, "layers 2 L W"]:
-    """Return the keys and values of a prefix for every layer, as `Prefix.keys_values` has them."""
-    if prefix.keys_values is not None:
-        return prefix.keys_values
-
-    def each(block, rows):
-        read = _project(sizes, block, rows, jnp.arange(len(rows)))
-        shared = sizes.num_heads // sizes.num_kv_heads
-        return jnp.stack([y[:, ::shared].reshape(len(rows), -1) for y in (read.key, read.value)])
-
-    return jax.vmap(each)(params["torso"], prefix.layers)
-
-
 def _finish(sizes: Llama, block: Params, x: Array, added: Array) -> Array:
     x = checkpoint_name(x + added, _KEPT)
     y = _norm(x, block["mlp_norm"], sizes.norm_epsilon)

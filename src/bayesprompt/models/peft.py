@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from bayesprompt.checks import UserError
 from bayesprompt.files import RefusedFileError
 from bayesprompt.models.language_model import LanguageModel, Settings, in_one_line, read_json
-from bayesprompt.models.llama import keys_values
 from bayesprompt.models.prefixes import Prefix, check_prefix
+from bayesprompt.models.trace import inspect
 
 _CONFIG, _WEIGHTS, _ROWS = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
 _ONLY = {"num_transformer_submodules": 1, "prefix_projection": False, "task_type": "CAUSAL_LM"}
@@ -36,9 +36,8 @@ def export_peft(folder: str | Path, model: LanguageModel, prefix: Prefix, base: 
     if not prefix.length:
         raise UserError("prefix = none: must have rows to be written")
     if prefix.layers is not None or prefix.keys_values is not None:
-        kind, rows = "PREFIX_TUNING", keys_values(sizes, model.params, prefix)
-        width = rows.shape[-1]
-        rows = jnp.moveaxis(rows, 2, 0).reshape(prefix.length, -1)
+        kind, width = "PREFIX_TUNING", sizes.num_kv_heads * sizes.head_dim
+        rows: Any = _keys_values(model, prefix)
     else:
         kind, width = "PROMPT_TUNING", sizes.embed_dim
         rows = prefix.embeddings if prefix.inputs is None else prefix.inputs @ model.params["embedding"]
@@ -68,8 +67,8 @@ def import_peft(folder: str | Path, model: LanguageModel) -> Prefix:
     folder, sizes = Path(folder), model.sizes
     settings = Settings(folder / _CONFIG, read_json(folder / _CONFIG))
     kind, length = settings.take("peft_type"), settings.whole("num_virtual_tokens")
-    each = 2 * sizes.num_kv_heads * sizes.head_dim
-    width = {"PROMPT_TUNING": sizes.embed_dim, "PREFIX_TUNING": sizes.num_layers * each}.get(kind)
+    layer = 2 * sizes.num_kv_heads * sizes.head_dim
+    width = {"PROMPT_TUNING": sizes.embed_dim, "PREFIX_TUNING": sizes.num_layers * layer}.get(str(kind))
     if width is None:
         raise settings.refusal("peft_type", kind, "'PROMPT_TUNING' or 'PREFIX_TUNING'")
     settings.finish(_ONLY, _FREE)
@@ -82,6 +81,15 @@ def import_peft(folder: str | Path, model: LanguageModel) -> Prefix:
         return Prefix(embeddings=jax.device_put(rows))
     each = rows.reshape(length, sizes.num_layers, 2, -1)
     return Prefix(keys_values=jax.device_put(np.moveaxis(each, 0, 2)))
+
+
+def _keys_values(model: LanguageModel, prefix: Prefix) -> np.ndarray:
+    """Return what each block's attention reads at the prefix positions, as PEFT has it: (L, layers * 2 * width)."""
+    trace = inspect(model.predictor, model.params, np.zeros((1, 2), np.int32), prefix)
+    shared = model.sizes.num_heads // model.sizes.num_kv_heads  # heads that read the same keys and values
+    readings = [layer.reading for layer in trace.layers if layer.reading is not None]
+    each = np.array([(r.prefix_key[0, ::shared], r.prefix_value[0, ::shared]) for r in readings])  # layers, 2, heads, L
+    return np.moveaxis(each, 3, 0).reshape(prefix.length, -1)
 
 
 def _rows(path: Path) -> np.ndarray:
