@@ -49,11 +49,15 @@ def curves_by_kind(networks: Mapping[str, Datasets]) -> Figure:
     The exact predictors are in every panel, the panels of one kind have one scale, and `networks` maps titles to them.
     """
     figure, axes = plt.subplots(len(KINDS), len(networks), figsize=(9.6, 10.8), squeeze=False)
+    _draw_by_kind(axes, networks)
+    return add_provenance(figure, *networks.values())
+
+
+def _draw_by_kind(axes: np.ndarray, networks: Mapping[str, Datasets]) -> None:
     for row, (kind, methods) in zip(axes, KINDS.items(), strict=True):
         parts = [{m: d for m, d in g.items() if m in (*BAYES_METHODS, *methods)} for g in networks.values()]
         for ax, title, part in zip(row, networks, parts, strict=True):
             regret_curves(part, ax, top=common_top(*parts)).set_title(f"{title}: {kind}")
-    return add_provenance(figure, *networks.values())
 
 
 @own_style()
@@ -90,12 +94,12 @@ def curves_and_bars(store: Store, experiment: CoinExperiment, scale: str = "pape
 
 @own_style()
 def curves_and_losses(store: Store, experiment: CoinExperiment, scale: str = "paper") -> Figure:
-    """Draw regret curves and tuning losses of both networks (Figures A5, A6, A8 and A9)."""
-    groups = _both(store, experiment, scale)
-    figure, rows = plt.subplots(2, 2, figsize=(9.6, 8.4))
-    for column, (name, group) in enumerate(groups.items()):
-        regret_curves(group, rows[0, column]).set_title(NETWORKS[name])
-        tuning_loss(group, rows[1, column])
+    """Draw regret curves by kind of method, and tuning losses, of both networks (Figures A5, A6, A8 and A9)."""
+    groups = {NETWORKS[name]: group for name, group in _both(store, experiment, scale).items()}
+    figure, axes = plt.subplots(len(KINDS) + 1, 2, figsize=(9.6, 14.4))
+    _draw_by_kind(axes[:-1], groups)
+    for ax, (title, group) in zip(axes[-1], groups.items(), strict=True):
+        tuning_loss(group, ax).set_title(f"{title}: tuning loss")
     return add_provenance(figure, *groups.values())
 
 
