@@ -229,7 +229,7 @@ DIGIT_EXPERIMENTS = {
             },
         ),
         *_pair(
-            "lora-control", "As many parameters in LoRA", "Section 6", "mechanism/longer_prefixes", GPT(pads=12),
+            "lora-control", "As many parameters in LoRA", "Public code", "mechanism/longer_prefixes", GPT(pads=12),
             40_000, PRETRAINING_TASKS,
             {
                 "lora-control": (
