@@ -50,9 +50,12 @@ def execute() -> None:
     wanted = {str(p.relative_to(BOOK)): digest(p, more=common) for p in files(BOOK) if p.suffix == ".ipynb"}
     done = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
     kept = {name: stamp for name, stamp in wanted.items() if done.get(name) == stamp and (EXECUTED / name).exists()}
-    # In reading order: the gallery repeats what the chapters before it compiled.
+    # In reading order, as the gallery repeats what chapters before it compiled; but the longest, which train, first.
     toc = (BOOK / "_toc.yml").read_text(encoding="utf-8")
-    changed = sorted(wanted.keys() - kept.keys(), key=lambda name: (toc.find(f"{name.removesuffix('.ipynb')}\n"), name))
+    changed = sorted(
+        wanted.keys() - kept.keys(),
+        key=lambda name: (not name.startswith("practice/"), toc.find(f"{name.removesuffix('.ipynb')}\n"), name),
+    )
     print(f"chapters: {len(changed)} to execute, {len(kept)} unchanged since they were executed", flush=True)
     EXECUTED.mkdir(parents=True, exist_ok=True)
     STAMPS.write_text(json.dumps(kept))
@@ -73,10 +76,11 @@ def nbmake(names: list[str]) -> set[str]:
     startup.mkdir(parents=True, exist_ok=True)
     (startup / "00-warnings.py").write_text(WARNINGS_ARE_ERRORS)
     report.unlink(missing_ok=True)
-    options = ["--overwrite", "--nbmake-timeout=900", "-n2", f"--rootdir={ROOT}", f"--junitxml={report}"]
+    options = ["--overwrite", "--nbmake-timeout=900", f"--rootdir={ROOT}", f"--junitxml={report}"]
+    options += ["-n3", "--maxschedchunk=1"]  # each worker takes the next chapter
     with tempfile.TemporaryDirectory() as cache:  # the book shows the shipped results, not those of whoever builds it
         environment = {**os.environ, "IPYTHONDIR": str(BUILD / "ipython"), "BAYESPROMPT_CACHE": cache}
-        environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # two chapters at a time would fight over the cores
+        environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # chapters beside each other would fight over the cores
         # What one chapter compiled, the next one loads.
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(BUILD / "compiled"))
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -32,9 +32,9 @@ def weights():
     return make_predictor(SIZES).init(make_key(1))
 
 
-def small_fit(key, config=CONFIG, **more):
+def small_fit(key, config=CONFIG, repetitions=2, **more):
     tuner = make_tuner("SoftPT", SIZES, 2)
-    return fit(make_predictor(SIZES), tuner, weights(), COINS, config, key, 2, **more)
+    return fit(make_predictor(SIZES), tuner, weights(), COINS, config, key, repetitions, **more)
 
 
 def everything():
@@ -89,10 +89,10 @@ def test_how_random_bits_are_laid_out_does_not_reach_a_fit_or_a_cell():
 
 @pytest.mark.slow
 def test_without_compilation_all_works_and_is_said_to_be_slow(tmp_path):
-    code = "np.savez('found.npz', loss=small_fit(make_key(0), FitConfig(1, 1, 2)).loss)\nwith settings.fixed(): pass"
+    code = "np.savez('found.npz', loss=small_fit(make_key(0), FitConfig(1, 1, 2), 1).loss)\nwith settings.fixed(): pass"
     words = child(code, tmp_path, JAX_DISABLE_JIT="1")
     found = np.load(tmp_path / "found.npz")
-    np.testing.assert_allclose(found["loss"], small_fit(make_key(0), FitConfig(1, 1, 2)).loss, rtol=1e-4)
+    np.testing.assert_allclose(found["loss"], small_fit(make_key(0), FitConfig(1, 1, 2), 1).loss, rtol=1e-4)
     assert words.count("JAX_DISABLE_JIT = 1: nothing is compiled") == 1, words
 
 
