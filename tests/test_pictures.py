@@ -5,6 +5,7 @@ import io
 import json
 import re
 
+import ipywidgets
 import matplotlib
 import numpy as np
 import pictures
@@ -17,6 +18,7 @@ from PIL import Image
 from bayesprompt.lab.widgets import explore, thumbnails
 
 matplotlib.use("agg")
+in_the_browser = pytest.mark.skipif(not hasattr(ipywidgets, "Stack"), reason="ipywidgets 7 has no Stack")
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +63,7 @@ def frames_of(box) -> list[str]:
     return [leaf.value for leaf in leaves]
 
 
+@in_the_browser
 def test_a_slider_has_every_frame_with_its_words_and_the_same_pixels(tmp_path):
     box = explore(bar, alt='{height} < {width} & "more"', height=[1, 2], width=[0.25, 1.0, 0.5])
     made = with_slider(box)
@@ -85,6 +88,7 @@ def test_a_slider_is_named_and_announced_by_words(tmp_path):
     assert (last, word) == ("2", "1") and f'<label for="{key}">height</label>' in html
 
 
+@in_the_browser
 def test_a_slider_starts_where_it_is_told_to(tmp_path):
     start = {"height": 2, "width": 1.0}
     made = with_slider(explore(bar, alt="{height} {width}", start=start, height=[1, 2, 3], width=[0.5, 1.0]))

@@ -45,6 +45,11 @@ def typed_key(key: Any) -> jax.Array:
     return typed
 
 
+def x64(enabled: bool) -> Any:
+    """Return a context with 64-bit types, or without them; its place moved in JAX 0.8."""
+    return (getattr(jax, "enable_x64", None) or vars(jax.experimental)["enable_x64"])(enabled)
+
+
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
     """Compute in 32 bits, under JAX's default promotion and random numbers, whatever the process has chosen.
@@ -53,9 +58,6 @@ def fixed() -> Iterator[None]:
     """
     if _setting("jax_disable_jit"):
         _say_slow()
-    x64: Any = getattr(jax, "enable_x64", None)
-    if x64 is None:  # its place before JAX 0.8
-        x64 = vars(jax.experimental)["enable_x64"]
     promotion = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
     with x64(False), jax.threefry_partitionable(True), promotion[0], promotion[1]:
         yield

@@ -16,6 +16,7 @@ from bayesprompt.lab import widgets
 from bayesprompt.lab.widgets import explore
 
 matplotlib.use("agg")
+in_the_browser = pytest.mark.skipif(not hasattr(ipywidgets, "Stack"), reason="ipywidgets 7 has no Stack")
 
 
 def bar(height=1, width=1):
@@ -41,6 +42,7 @@ def pixels(html: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
 
 
+@in_the_browser
 def test_one_slider_turns_its_frames_in_the_browser():
     box = explore(bar, alt="a bar of height {height}", height=[1, 2, 3])
     slider, stack = box.children
@@ -53,6 +55,7 @@ def test_one_slider_turns_its_frames_in_the_browser():
     assert link["target"] == [f"IPY_MODEL_{stack.model_id}", "selected_index"]
 
 
+@in_the_browser
 def test_two_sliders_turn_stacks_in_stacks():
     box = explore(bar, alt=lambda height, width: f"{width} by {height}", height=(1, 2), width=[0.1, 0.25, 1.0])
     height, width, stack = box.children
@@ -67,6 +70,7 @@ def test_two_sliders_turn_stacks_in_stacks():
     assert sorted(link["target"] for link in links if link["source"][0].endswith(width.model_id)) == sorted(inner)
 
 
+@in_the_browser
 def test_sliders_start_where_they_are_told_to(monkeypatch):
     given = {"alt": "{height} {width}", "start": {"height": 2}, "height": [1, 2, 3], "width": [0.5, 1]}
     height, width, stack = explore(bar, **given).children
@@ -77,13 +81,14 @@ def test_sliders_start_where_they_are_told_to(monkeypatch):
 
 
 def test_without_ipywidgets_8_the_kernel_exchanges_the_picture(monkeypatch):
-    monkeypatch.delattr(ipywidgets, "Stack")
+    monkeypatch.delattr(ipywidgets, "Stack", raising=False)
     height, width, picture = explore(bar, alt="{width} by {height}", height=[1, 2], width=[3, 4]).children
     assert words(picture.value) == "3 by 1"
     height.index, width.index = 1, 1
     assert words(picture.value) == "4 by 2"
 
 
+@in_the_browser
 def test_each_frame_is_drawn_once_of_one_size_and_closed():
     drawn = []
 
@@ -98,6 +103,7 @@ def test_each_frame_is_drawn_once_of_one_size_and_closed():
     assert {pixels(html).shape for html in pictures(stack)} == {(150, 300, 4)}
 
 
+@in_the_browser
 def test_a_frame_is_the_figure_pixel_by_pixel():
     _, stack = explore(bar, alt="{height}", height=[2]).children
     figure, buffer = bar(2), io.BytesIO()
@@ -107,6 +113,7 @@ def test_a_frame_is_the_figure_pixel_by_pixel():
     np.testing.assert_array_equal(pixels(pictures(stack)[0]), np.asarray(Image.open(buffer)))
 
 
+@in_the_browser
 def test_words_are_escaped():
     _, stack = explore(bar, alt='{height} < "2" & more', height=[1]).children
     assert words(pictures(stack)[0]) == "1 &lt; &quot;2&quot; &amp; more"
@@ -117,6 +124,7 @@ def test_words_are_escaped():
     [
         (bar, "a bar", {}, "parameters = none: must be one or two"),
         (bar, "a bar", {"a": [1], "b": [1], "c": [1]}, "parameters = a, b, c: must be one or two"),
+        (bar, "a bar", {"height": np.array(2.0)}, r"height = 2.0: must be its values, as \[2.0\]"),
         (bar, "a bar", {"height": []}, r"height = \[\]: must have at least one"),
         (bar, "a bar", {"height": range(25)}, "height = 25 values: must have at most 24 frames, not 25"),
         (
@@ -150,5 +158,6 @@ def test_values_that_differ_late_have_labels_of_their_own():
     assert slider._options_labels == ("0.12341", "0.12342", "1")
 
 
+@in_the_browser
 def test_as_many_frames_as_allowed():
     assert len(pictures(explore(bar, alt="a bar", height=range(1, widgets.MAX_FRAMES + 1)).children[1])) == 24

@@ -155,7 +155,7 @@ def test_the_learning_rate_of_soft_tokens_falls_to_zero():
     phi, sizes = np.float32(1.0), []
     state = optimizer.init(phi)
     for _ in range(config.steps):
-        update, state = optimizer.update(np.float32(1.0), state, phi)
+        update, state = optimizer.update(np.ones((), np.float32), state, phi)
         sizes.append(abs(float(update)))
     assert sizes[0] == pytest.approx(config.learning_rate, rel=1e-3)
     assert sizes[config.steps // 2] == pytest.approx(config.learning_rate / 2, rel=0.02)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from bayesprompt.checks import UserError
 from bayesprompt.measures.attention import (
@@ -54,7 +53,8 @@ def products(jaxpr):
     found = 0
     for equation in jaxpr.eqns:
         found += equation.primitive.name == "dot_general" and not equation.params["dimension_numbers"][1][0]
-        found += sum(products(getattr(inner, "jaxpr", inner)) for inner in jaxprs_in_params(equation.params))
+        inner = (getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(equation.params.values())))
+        found += sum(products(program) for program in inner if hasattr(program, "eqns"))
     return found
 
 

@@ -17,6 +17,7 @@ from bayesprompt.checks import UserError
 from bayesprompt.models.predictor import LSTM, Network, Predictor, Transformer, make_predictor, nll, predict_all
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.models.transformer import sinusoids
+from bayesprompt.settings import x64
 from bayesprompt.sources.coins import DirichletCategorical
 from bayesprompt.tuning.fitting import FitConfig, fit
 from bayesprompt.tuning.hard_search import hard_search
@@ -72,7 +73,7 @@ def output_and_gradients(architecture, kind, plain):
         return (weights * log_probs).sum(), log_probs
 
     arguments = (parameters(architecture), draw_prefix(architecture, kind))
-    with jax.enable_x64(True):
+    with x64(True):
         run = quick_jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
         (_, log_probs), gradients = run(*jax.tree.map(lambda x: np.asarray(x, np.float64), arguments))
     return jax.tree.map(np.asarray, (log_probs, gradients))
@@ -132,7 +133,7 @@ def test_weights_of_any_size_are_read_as_they_are(width):
     for scale in (1, 3, 10, 30, 100):
         given = jax.tree.map(lambda x, scale=scale: np.asarray(scale * x), (parameters(architecture), prefix))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(*given))), "in float32"
-        with jax.enable_x64(True):
+        with x64(True):
             wide = jax.tree.map(lambda x: np.asarray(x, np.float64), given)
             for found, wanted in zip(*map(jax.tree.leaves, (run(*wide), expected(*wide))), strict=True):
                 np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7 * (1e-6 + np.abs(wanted).max()))

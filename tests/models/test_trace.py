@@ -29,6 +29,7 @@ from bayesprompt.models.llama import Llama, make_llama
 from bayesprompt.models.predictor import LSTM, Predictor, Transformer, make_predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.models.trace import composed_heads, first_rows, inspect, layers_from_soft, soft_from_hard
+from bayesprompt.settings import x64
 from bayesprompt.store import Store
 
 ONE = Transformer(num_tokens=2, embed_dim=16, num_heads=2, num_layers=1, mlp_dim=32)
@@ -119,7 +120,7 @@ def test_every_network_keeps_the_same_promise(sizes, kind):
 def test_the_path_through_the_states_ends_in_the_predictors_output(architecture, kind):
     predictor, params = network(architecture)
     tokens, prefix = draw_tokens(architecture), draw_prefix(architecture, kind)
-    with jax.enable_x64(True):
+    with x64(True):
         given = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, prefix))
         expected = quick_jit(predictor.apply)(given[0], tokens, given[1])
         found = inspect(predictor, given[0], tokens, given[1]).log_probs

@@ -42,7 +42,7 @@ def explore(
     Raises ValueError unless there are one or two parameters, each with a value, and at most 24 frames in all.
     """
     for name, given in parameters.items():
-        if not isinstance(given, Iterable):
+        if not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
             raise UserError(f"{name} = {given}: must be its values, as [{given}]")
     if not isinstance(alt, str) and not callable(alt):
         raise UserError(f"alt = {alt}: must be a text or a function")
