@@ -84,16 +84,13 @@ test-colab: .venv-colab/installed
 	PYTHONPATH=scripts .venv-colab/bin/python -m pytest -o addopts=-raP --noconftest tests/colab/run_chapters.py
 
 # The fast tests with the oldest versions that pyproject.toml allows, and with the newest that there are.
-# JAX 0.7 puts placeholders into our classes, which the check of shapes, that of tests only, would refuse.
 FLOORS := --resolution lowest-direct
-NO_SHAPES := -o addopts='-ra --import-mode=importlib --strict-markers'
 test-floors test-newest: test-%:
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python $(PIP) uv
 	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python $(if $(filter floors,$*),$(FLOORS),--upgrade) \
 	  -e '.[book,language-model,test]'
-	.venv-$*/bin/python -m pytest $(PARALLEL) $(if $(filter floors,$*),$(NO_SHAPES),) -m 'not slow' \
-	  --ignore tests/test_pages.py
+	.venv-$*/bin/python -m pytest $(PARALLEL) -m 'not slow' --ignore tests/test_pages.py
 
 # Faults at random, many times: a hundred and thirty kills, fifty damaged files, three hundred wrong inputs, twenty full disks.
 test-faults: .venv/installed

@@ -137,14 +137,15 @@ def fit(
 
     def fill(tree):
         """Spread repetitions over the devices, the first ones once more where they do not divide evenly."""
-        return jax.device_put(jax.tree.map(lambda x: np.resize(x, (number, *x.shape[1:])), tree), side_by_side)
+        return jax.tree.map(lambda x: jax.device_put(np.resize(x, (number, *x.shape[1:])), side_by_side), tree)
 
     def own(tree):
         return jax.tree.map(lambda x: x[:repetitions], gather(tree))
 
     run, start = compiled_loop(predictor, tuner, config, mesh, sources)
     keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)), out_shardings=side_by_side)(key, np.arange(number))
-    base, source = jax.device_put(base, everywhere), fill(source) if sources else jax.device_put(source, everywhere)
+    give = functools.partial(jax.tree.map, lambda x: jax.device_put(x, everywhere))
+    base, source = give(base), fill(source) if sources else give(source)
     carry, loss = start(base, keys), np.zeros((repetitions, 0), np.float32)
     if checkpoint is not None and (kept := resume(checkpoint, own(carry), repetitions, record)) is not None:
         carry, loss = fill(kept[0]), kept[1]
