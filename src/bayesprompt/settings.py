@@ -47,7 +47,8 @@ def typed_key(key: Any) -> jax.Array:
 
 def x64(enabled: bool) -> Any:
     """Return a context with 64-bit types, or without them; its place moved in JAX 0.8."""
-    return (getattr(jax, "enable_x64", None) or vars(jax.experimental)["enable_x64"])(enabled)
+    where: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return where.enable_x64(enabled)
 
 
 @contextlib.contextmanager

@@ -276,6 +276,7 @@ def test_what_is_inspected_is_what_the_network_computes(kind):
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="JAX 0.7 maps over placeholders, which have no shape")
 def test_repetitions_side_by_side_with_texts_of_their_own_are_fits_by_themselves():
     """Repetition r starts from and draws with fold_in(key, r): each is repeated by the step's mathematics."""
     config = FitConfig(steps=4, batch=2, length=5, learning_rate=0.05)
