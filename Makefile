@@ -35,7 +35,7 @@ help:
 	@echo 'make test-colab      chapters as Google Colab runs them; CHAPTERS=all, or names'
 	@echo 'make test-floors     unit tests with the oldest versions that pyproject.toml allows'
 	@echo 'make test-newest     unit tests with the newest jax, flax, optax, numpy and xarray'
-	@echo 'make test-faults     runs killed, files damaged, disks filled, at random and many times: about an hour'
+	@echo 'make test-faults     runs killed, files damaged, disks filled, at random and many times: a quarter of an hour'
 	@echo 'make test-dist       wheel and source distribution, each installed into an empty environment'
 
 book: .venv/installed
