@@ -4,6 +4,8 @@ import hashlib
 import re
 from pathlib import Path
 
+import tinycss2
+
 STYLE = re.compile(r'<link (?=[^>]*rel="stylesheet")[^>]*href="([^"]*?)(_static/[^"?]*)[^"]*"[^>]*>\s*')
 MENDED = [
     # What searches, on all pages but the one for it.
@@ -11,6 +13,7 @@ MENDED = [
     (r"<script[^>]*/fontawesome\.js[^>]*></script>", ""),  # 1.5 MB of drawn icons: the style sheet has them as a font
     # Text comes first: all scripts wait for it, but the one that inline scripts go on from.
     (r"<script (?!defer)(?=[^>]*src=)(?![^>]*documentation_options)", "<script defer "),
+    (r'<link rel="preload" as="script"[^>]*>', ""),  # they would be loaded before the style sheet
     ('id="pst-primary-sidebar"', r'\g<0> role="navigation" aria-label="Book"'),  # a landmark for who listens
     ("<h1></h1>", ""),  # on the page for wrong addresses
     (r"<th([^>]*)>(&nbsp;)?</th>", r"<td\1></td>"),  # no title, so no column's or row's head
@@ -18,6 +21,7 @@ MENDED = [
 ]
 
 
+TOP_LEVEL_COMMA = re.compile(r",(?![^()]*\))")
 INLINE = re.compile(r"<script(?![^>]*(?:src=|/json))[^>]*>(.*?)</script>", re.DOTALL)
 # In place of the theme's two attributes `onclick`.
 CLICKS = """document.addEventListener("click", ({ target }) => {
@@ -52,8 +56,38 @@ def one_style_sheet(html: Path) -> str:
     basic = (html / "_static" / "basic.css").read_text(encoding="utf-8").replace("url(file.png)", "url(../file.png)")
     sheets = [(html / name).read_text(encoding="utf-8").replace('@import "../basic.css";', basic) for name in names]
     merged = "\n".join(sheets).replace('@charset "UTF-8";', "")
-    (html / "_static" / "styles" / "book.css").write_text(merged, encoding="utf-8")
+    words: set[str] = set()
+    for path in [*html.rglob("*.html"), *(html / "_static").rglob("*.js")]:
+        words.update(re.findall(r"[\w-]+", path.read_text(encoding="utf-8")))
+    (html / "_static" / "styles" / "book.css").write_text(used(merged, words), encoding="utf-8")
     return "_static/styles/book.css"
+
+
+def used(sheet: str, words: set[str]) -> str:
+    """Leave out of a style sheet the rules for classes and ids that are no word of any page or script."""
+    kept = []
+    for rule in tinycss2.parse_stylesheet(sheet, skip_comments=True, skip_whitespace=True):
+        prelude = tinycss2.serialize(rule.prelude)
+        content = tinycss2.serialize(token for token in rule.content or () if token.type != "comment").strip()
+        if rule.type == "qualified-rule":
+            prelude = ",".join(each for each in TOP_LEVEL_COMMA.split(prelude) if may_match(each, words))
+            keep = prelude
+        elif rule.at_keyword in ("media", "supports"):
+            keep = content = used(content, words)
+            prelude = f"@{rule.at_keyword}{prelude}"
+        else:
+            kept.append(rule.serialize())
+            continue
+        if keep:
+            kept.append(f"{prelude.strip()}{{{content}}}")
+    return "\n".join(kept)
+
+
+def may_match(selector: str, words: set[str]) -> bool:
+    """Say whether all classes and ids that a selector asks for are words that are used somewhere."""
+    asked = re.sub(r"\[[^]]*\]|\([^()]*\)", "", re.sub(r"\([^()]*\)", "", selector))
+    # Bootstrap's scripts put names together that begin with bs.
+    return "\\" in asked or all(name in words or name.startswith("bs-") for name in re.findall(r"[.#]([\w-]+)", asked))
 
 
 def without_inline_scripts(page: str, folder: Path, up: str) -> str:
