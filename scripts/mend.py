@@ -7,12 +7,12 @@ from pathlib import Path
 import tinycss2
 
 STYLE = re.compile(r'<link (?=[^>]*rel="stylesheet")[^>]*href="([^"]*?)(_static/[^"?]*)[^"]*"[^>]*>\s*')
+OPTIONS = re.compile(r"<script [^>]*/documentation_options\.js[^>]*></script>")
 MENDED = [
     # What searches, on all pages but the one for it.
     (r"<script[^>]* src=\"[^\"]*(searchtools|language_data|searchindex)\.js\"[^>]*></script>", ""),
     (r"<script[^>]*/fontawesome\.js[^>]*></script>", ""),  # 1.5 MB of drawn icons: the style sheet has them as a font
-    # Text comes first: all scripts wait for it, but the one that inline scripts go on from.
-    (r"<script (?!defer)(?=[^>]*src=)(?![^>]*documentation_options)", "<script defer "),
+    (r"<script (?!defer)(?=[^>]*src=)", "<script defer "),  # text comes first
     (r'<link rel="preload" as="script"[^>]*>', ""),  # they would be loaded before the style sheet
     ('id="pst-primary-sidebar"', r'\g<0> role="navigation" aria-label="Book"'),  # a landmark for who listens
     ("<h1></h1>", ""),  # on the page for wrong addresses
@@ -36,11 +36,14 @@ def mend(html: Path) -> None:
     (icons,) = html.glob("_static/scripts/fontawesome.js")
     icons.unlink()
     sheet = one_style_sheet(html)
+    options = (html / "_static" / "documentation_options.js").read_text(encoding="utf-8").strip()
     for path in html.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         if found := STYLE.search(text):
             text = STYLE.sub("", text.replace(found[0], "@sheet", 1))
             text = text.replace("@sheet", f'<link rel="stylesheet" href="{found[1]}{sheet}">\n')
+        # Inline scripts go on from this one, so it cannot wait: 400 bytes for which the text would.
+        text = OPTIONS.sub(lambda _: f"<script>{options}</script>", text)
         for wrong, right in MENDED[path.name == "search.html" :]:
             text = re.sub(wrong, right, text)
         if 'class="play"' in text:

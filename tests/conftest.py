@@ -1,6 +1,12 @@
 """What every test runs under; pyproject.toml adds shape checks and turns our warnings into errors."""
 
+import os
 import sys
+from pathlib import Path
+
+# What the chapters or another test compiled is loaded: before JAX is imported, and for the processes of tests too.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import matplotlib

@@ -61,7 +61,7 @@ class LogitTerms(NamedTuple):
     """The four parts of the next layer's scores after a prefix (Appendix C); they sum to its logits.
 
     bias_bias: query and key are biases; for one head and one prefix row, alpha_i alpha_j mu^T H mu.
-    content_bias, bias_content: the query's, or the key's, part is content: each depends on one row's content only.
+    content_bias, bias_content: the query's, or the key's, part is content; the other row enters by its bias.
     content_content: both are, (1 - alpha_i)(1 - alpha_j) times the logits without a prefix.
     """
 

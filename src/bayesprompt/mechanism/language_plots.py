@@ -203,7 +203,7 @@ def coin_panels(before: xr.Dataset | None, after: xr.Dataset | None) -> Figure:
         for n, color in ((10, "#4d9be6"), (50, "#332288")):
             axes[0].plot(*beside_laplace(before, "random coins", n), ".", color=color, label=f"after {n} flips")
         axes[0].plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
-        axes[0].legend(fontsize=8, loc="upper left")
+        axes[0].legend(fontsize=8, loc="lower right")
     else:
         say_missing(axes[0])
     axes[0].set(xlim=(0, 1), ylim=(0, 1), xlabel="Laplace's rule", ylabel="model's probability of heads")
