@@ -182,6 +182,13 @@ def test_all_text_stands_out_from_the_card(datasets):
             assert 1.05 / (luminance(text.get_color()) + 0.05) >= 4.5, (text.get_text(), text.get_color())
 
 
+def test_provenance_takes_no_other_words_place():
+    figure = plt.figure()
+    figure.supxlabel("prefix row")
+    with pytest.raises(ValueError, match="^figure = one with the label 'prefix row' below it: label its axes instead$"):
+        plotting.add_provenance(figure, [dataset(1.0)])
+
+
 HOSTILE = {
     "savefig.facecolor": "black",
     "figure.facecolor": "black",

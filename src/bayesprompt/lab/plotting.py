@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
+from bayesprompt.checks import UserError
 from bayesprompt.lab.experiment import SCALES
 from bayesprompt.lab.style import own_style
 from bayesprompt.measures.beliefs import BetaFit
@@ -78,7 +79,12 @@ def provenance_line(datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
 
 
 def add_provenance(figure: Figure, *datasets: Datasets | Iterable[xr.Dataset | None]) -> Figure:
-    """Write under a figure which scale it shows, computed where and when; returns the figure."""
+    """Write under a figure which scale it shows, computed where and when; returns the figure.
+
+    Raises ValueError if something stands there already, which would be lost.
+    """
+    if there := figure.get_supxlabel():
+        raise UserError(f"figure = one with the label {there!r} below it: label its axes instead")
     every = [d for group in datasets for d in (group.values() if isinstance(group, Mapping) else group)]
     words = textwrap.fill(provenance_line(every), int(figure.get_figwidth() * 16))
     figure.supxlabel(words, fontsize=7.5, color=FAINT, x=0.99, ha="right")

@@ -129,9 +129,9 @@ def output_panels(read: Read | None, layer: int, head: int) -> Figure:
         picture = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         ax.set_title(title, fontsize=9.5)
         ax.set_xticks([])
+        ax.set_xlabel(f"{whole.shape[1]} coordinates", fontsize=9)
     axes[0].set_yticks(range(len(words)), words, fontsize=8)
-    figure.supxlabel(f"{whole.shape[1]} coordinates of the head's output", fontsize=10)
-    figure.colorbar(picture, ax=axes, shrink=0.8)
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="output of the head")
     return figure
 
 
@@ -174,7 +174,8 @@ def layer_ranges(dataset: xr.Dataset | None, head: int = 0) -> Figure:
     for layer, ax in enumerate(axes.flat):
         range_bars(ax, dataset.range.values[layer, :, head], METHOD_COLORS["SoftPT"])
         ax.set_title(f"layer {layer + 1}", fontsize=8.5, pad=3)
-    figure.supxlabel("prefix row", fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("prefix row", fontsize=8.5)
     figure.supylabel("attention within the prefix", fontsize=10)
     return add_provenance(figure, [dataset])
 
