@@ -154,6 +154,7 @@ def test_a_killed_run_resumes_to_identical_numbers(computed, tmp_path):
     words = [sys.executable, "-m", "bayesprompt.cli", "run", "single-coin", "--scale", "smoke"]
     words += ["--architecture", "lstm", "--method", "SoftPT"]
     environment = {**os.environ, "BAYESPROMPT_CACHE": str(tmp_path / "killed")}
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # the command keeps what it compiles in its own folder
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("*.partial")) and process.poll() is None and time.monotonic() < deadline:
