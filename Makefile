@@ -2,9 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# A test file stays on one worker: its tests share compiled programs. One worker more than a small machine's two cores:
-# many tests wait for a browser, a kernel or a process of their own.
-PARALLEL := -n 3 --dist loadfile
+# A test file stays on one worker: its tests share compiled programs. A third worker on two cores made it slower.
+PARALLEL := -n 2 --dist loadfile
 # Most of what is installed is never imported, so its bytecode is made when it is.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 

@@ -77,7 +77,7 @@ def nbmake(names: list[str]) -> set[str]:
     (startup / "00-warnings.py").write_text(WARNINGS_ARE_ERRORS)
     report.unlink(missing_ok=True)
     options = ["--overwrite", "--nbmake-timeout=900", f"--rootdir={ROOT}", f"--junitxml={report}"]
-    options += ["-n3", "--maxschedchunk=1"]  # each worker takes the next chapter
+    options += ["-n2", "--maxschedchunk=1"]  # each worker takes the next chapter
     with tempfile.TemporaryDirectory() as cache:  # the book shows the shipped results, not those of whoever builds it
         environment = {**os.environ, "IPYTHONDIR": str(BUILD / "ipython"), "BAYESPROMPT_CACHE": cache}
         environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # chapters beside each other would fight over the cores
