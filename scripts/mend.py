@@ -20,6 +20,12 @@ MENDED = [
     (' role="doc-biblioentry"| role="list"(?= class="citation-list")', ""),  # neither an entry nor a list to a browser
 ]
 
+# The theme asks of each box whether it scrolls, and writes the answer before it asks the next: a layout for each.
+ASKS = re.compile(r'(document\.querySelectorAll\(\[[^]]*]\.join\(", "\)\))\.forEach\(e=>\{e\.tabIndex=([^?]*)\?0:-1}\)')
+ASKS_ALL_FIRST = (
+    r"const boxes=[...\1],scrolls=boxes.map(e=>\2);"
+    "boxes.forEach((e,i)=>{const to=scrolls[i]?0:-1;if(e.tabIndex!==to)e.tabIndex=to})"
+)
 
 TOP_LEVEL_COMMA = re.compile(r",(?![^()]*\))")
 INLINE = re.compile(r"<script(?![^>]*(?:src=|/json))[^>]*>(.*?)</script>", re.DOTALL)
@@ -35,6 +41,11 @@ def mend(html: Path) -> None:
     """Mend every page of a site."""
     (icons,) = html.glob("_static/scripts/fontawesome.js")
     icons.unlink()
+    theme = html / "_static" / "scripts" / "pydata-sphinx-theme.js"
+    script, found = ASKS.subn(ASKS_ALL_FIRST, theme.read_text(encoding="utf-8"))
+    if found != 1:
+        raise ValueError(f"{theme.name}: must have the loop that asks which boxes scroll, and has {found}")
+    theme.write_text(script, encoding="utf-8")
     sheet = one_style_sheet(html)
     options = (html / "_static" / "documentation_options.js").read_text(encoding="utf-8").strip()
     for path in html.rglob("*.html"):
