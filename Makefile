@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# A test file stays on one worker: its tests share compiled programs. A third worker on two cores made it slower.
+# A test file stays on one worker: its tests share compiled programs. A third worker on two cores was no gain.
 PARALLEL := -n 2 --dist loadfile
 # Most of what is installed is never imported, so its bytecode is made when it is.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile

@@ -21,7 +21,7 @@ from bayesprompt import catalog
 from bayesprompt.catalog import EXPERIMENTS, cells
 from bayesprompt.devices import make_mesh
 from bayesprompt.files import digest, tree_hash
-from bayesprompt.lab.cells import load_cell, load_network
+from bayesprompt.lab.cells import load_cell, load_network, median_repetition
 from bayesprompt.lab.experiment import STREAMS
 from bayesprompt.lab.run import run_cell
 from bayesprompt.measures.regret import best_hard_prompt, cumulative_regret, exact_regret
@@ -536,3 +536,10 @@ def test_two_processes_on_one_cell(tmp_path, monkeypatch):
     second.join(timeout=300)
     assert not computed and [dataset.attrs["checksum"] for dataset in results] == [output.strip()]
     assert len(list(tmp_path.glob("*.nc*"))) == 1
+
+
+def test_the_median_repetition_is_one_of_them_and_a_short_cell_is_read_at_its_end():
+    regret = xr.DataArray([[1.0, 4.0], [3.0, 1.0], [2.0, 3.0], [2.0, 2.0]], {"n": [1, 2]}, ("repetition", "n"))
+    dataset = xr.Dataset({"regret": regret})
+    assert [median_repetition(dataset, n) for n in (1, 2, 50)] == [3, 2, 2]
+    assert median_repetition(dataset.isel(repetition=[1])) == 0

@@ -37,9 +37,8 @@ def condense(dataset: xr.Dataset, n: int = 50) -> xr.Dataset:
     dataset = dataset.assign(narrow)
     if "prediction" in dataset and "repetition" in dataset.prediction.dims:
         each = dataset.prediction
-        order = np.argsort(dataset.regret.sel(n=min(n, int(dataset.n[-1]))).values, kind="stable")
-        dataset = dataset.assign(prediction=each[order[len(order) // 2]])
-        if len(order) > 1:
+        dataset = dataset.assign(prediction=each[median_repetition(dataset, n)])
+        if each.sizes["repetition"] > 1:
             dataset = dataset.assign(mean_prediction=each.mean("repetition"))
     if "tuning_step" in dataset.dims and "tuning_step" not in dataset.coords:
         loss, steps = dataset.tuning_loss, dataset.sizes["tuning_step"]
@@ -49,6 +48,12 @@ def condense(dataset: xr.Dataset, n: int = 50) -> xr.Dataset:
         dataset = dataset.drop_vars("tuning_loss").assign(tuning_loss=(loss.dims, means, loss.attrs))
         dataset = dataset.assign_coords(tuning_step=ends)
     return dataset
+
+
+def median_repetition(dataset: xr.Dataset, n: int = 50) -> int:
+    """Return which repetition has the median regret at step n (or the last): of an even number, the upper of two."""
+    regret = dataset.regret.sel(n=min(n, int(dataset.n[-1]))).values
+    return int(np.argsort(regret, kind="stable")[len(regret) // 2])
 
 
 def stretch(steps: int, most: int) -> int:

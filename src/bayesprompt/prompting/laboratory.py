@@ -15,6 +15,7 @@ import xarray as xr
 
 from bayesprompt.checks import UserError, check_integer
 from bayesprompt.files import digest
+from bayesprompt.lab.cells import median_repetition
 from bayesprompt.measures.beliefs import fit_beta
 from bayesprompt.measures.regret import cumulative_regret
 from bayesprompt.models.predictor import LSTM, Params, Predictor, Transformer, make_predictor, predict_all
@@ -173,8 +174,7 @@ def _evaluate(network: Predictor, models: list, base: Params, target: Any, prior
         {"n": np.arange(1, LENGTH + 1, dtype=np.int32)},
     )
     if network.architecture.num_tokens == 2:
-        middle = tuned[int(np.argsort(dataset.regret[:, -1].values, kind="stable")[len(tuned) // 2])]
-        dataset["prediction"] = (("seen", "heads"), tabulate(middle, tokens))
+        dataset["prediction"] = (("seen", "heads"), tabulate(tuned[median_repetition(dataset)], tokens))
     return dataset
 
 

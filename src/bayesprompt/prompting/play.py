@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from bayesprompt.checks import UserError
 from bayesprompt.files import array_name, tree_hash
-from bayesprompt.lab.cells import load_cell, load_network
+from bayesprompt.lab.cells import load_cell, load_network, median_repetition
 from bayesprompt.lab.experiment import Cell
 from bayesprompt.measures.regret import best_hard_prompt
 from bayesprompt.models.predictor import LSTM, Params, Predictor, predict_all
@@ -91,8 +91,7 @@ def _stored(experiment: str, architecture: str, method: str, params: Params, sto
     for scale, mark in (("paper", ""), ("quick", " (quick)")):
         dataset = load_cell(Cell(EXPERIMENTS[experiment], architecture, method, scale), store)
         if dataset is not None and json.loads(dataset.attrs["config"])["network"] == tree_hash(params):
-            order = np.argsort(dataset.regret.sel(n=50).values, kind="stable")
-            return prefix_from_rows(method, dataset.prefix.values[order[len(order) // 2]]), mark
+            return prefix_from_rows(method, dataset.prefix.values[median_repetition(dataset)]), mark
     return None
 
 
