@@ -152,6 +152,9 @@ def connect(address: str) -> Iterator[Any]:
         dask.config.set(logging={"distributed": "critical", "distributed.client": "critical"})  # we say what is wrong
         from distributed import Client, LocalCluster
         from distributed.comm import CommClosedError
+
+        # Dask has workers give freed memory back at once, and a step of training asks for it anew: a third more time.
+        dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None})
     except ImportError:
         raise UserError(f"--cluster = {address}: must have Dask: pip install 'bayesprompt[cluster]'") from None
     kind, _, number = address.partition(":")
