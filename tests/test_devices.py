@@ -1,6 +1,7 @@
 """Devices: how work is dealt out to them, and that their number changes no result."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -222,3 +223,25 @@ def test_cores_have_for_themselves_what_an_architecture_says():
     assert dict(make_mesh(devices, 8, "repetitions").shape) == {"repetition": devices, "batch": 1}
     assert make_mesh(1, 8 * devices, "repetitions").size == 1
     assert dict(make_mesh(1, 8 * devices).shape) == {"repetition": 1, "batch": devices}
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="the settings are glibc's")
+def test_freed_memory_is_kept_where_a_worker_of_dask_gives_it_back():
+    code = """
+import resource, numpy as np
+from bayesprompt.devices import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.full(2**20, 1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given = faults()
+keep_freed_memory()
+faults()
+print(given, faults())
+"""
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"}  # as Dask sets it
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 20 * 1024  # each of the 2048 pages of each array is new
+    assert kept < given_back / 100

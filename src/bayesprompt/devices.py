@@ -1,5 +1,7 @@
 """How work is spread: over accelerators, also of several hosts (`jax.distributed`), or over the cores of a CPU."""
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ Cores = Literal["batch", "repetitions", "nothing"]
 
 # What every device has of an argument: a share of its first axis (repetitions), or all of it.
 SHARED_OUT, WHOLE = PartitionSpec("repetition"), PartitionSpec()
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 
 def use_every_core() -> None:
@@ -76,6 +80,17 @@ def keep_compiled(folder: Path) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def keep_freed_memory() -> None:
+    """Undo that Dask lets its workers give freed memory back at once: each step of a fit asks for it anew.
+
+    The settings are glibc's, of the whole process; another C library stays as it is.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no such function, or no way to look
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_TRIM_THRESHOLD, 2**30)
+        mallopt(_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
 
 
 def make_mesh(repetitions: int, batch: int, cores: Cores = "batch") -> Mesh:

@@ -22,7 +22,7 @@ import jax
 import xarray as xr
 
 from bayesprompt.checks import UserError
-from bayesprompt.devices import allowed_cores, keep_compiled, use_every_core
+from bayesprompt.devices import allowed_cores, keep_compiled, keep_freed_memory, use_every_core
 from bayesprompt.lab import plan
 from bayesprompt.lab.exchange import Named, merge
 from bayesprompt.lab.experiment import Cell
@@ -152,9 +152,6 @@ def connect(address: str) -> Iterator[Any]:
         dask.config.set(logging={"distributed": "critical", "distributed.client": "critical"})  # we say what is wrong
         from distributed import Client, LocalCluster
         from distributed.comm import CommClosedError
-
-        # Dask has workers give freed memory back at once, and a step of training asks for it anew: a third more time.
-        dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None})
     except ImportError:
         raise UserError(f"--cluster = {address}: must have Dask: pip install 'bayesprompt[cluster]'") from None
     kind, _, number = address.partition(":")
@@ -232,6 +229,7 @@ def _compute(name: str, after: None, run: str, identity: str, store: Store, name
     if _identity() != identity:
         raise UserError(f"worker {worker.address} = {_identity()}: must be the caller's, {identity}")
     use_every_core()
+    keep_freed_memory()
     keep_compiled(cache_folder() / "compiled")
     cell, shared = named(name), (store.folder / f".{run}").exists()
     with tempfile.TemporaryDirectory(dir=worker.local_directory) as scratch:
