@@ -23,7 +23,7 @@ from bayesprompt.lab.style import own_style
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import Prefix
 from bayesprompt.prompting.experiments import PRETRAINING, CoinExperiment
-from bayesprompt.prompting.states import STEPS, Ordering, ordering, plane, states_after, tuned_prefixes
+from bayesprompt.prompting.states import STEPS, Ordering, internal_states, ordering, plane, tuned_prefixes
 from bayesprompt.settings import make_key
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS
@@ -61,45 +61,40 @@ def load_both(store: Store, scale: str = "paper") -> Networks:
 def paths(network: Ordered, prefixes: list[Prefix], experiment: CoinExperiment) -> Float[np.ndarray, "B rows S"]:
     """Return states of 20 sequences of an experiment's target, read after these prefixes in turn, prefixes included."""
     tokens = np.asarray(experiment.target.sample(make_key(1), SEQUENCES, STEPS)[0])
-    return states_after(network.predictor, network.params, prefixes, tokens, STEPS)
-
-
-@own_style()
-def state_structure(store: Store, scale: str = "paper", networks: Networks | None = None) -> Figure:
-    """Draw the pretrained networks' states on random coins, coloured by step and by share of heads (Figure A7 a, b).
-
-    `networks`, here and below: what `load_both` returns, if it is at hand.
-    """
-    figure = plt.figure(figsize=(9, 7))
-    return add_provenance(figure, _structure(figure, networks or load_both(store, scale)))
+    parts = []
+    for r, prefix in enumerate(prefixes[:SEQUENCES]):
+        part = tokens[r :: len(prefixes), : STEPS - prefix.length]
+        parts.append(internal_states(network.predictor, network.params, part, prefix))
+    states = np.empty((SEQUENCES, *parts[0].shape[1:]))
+    for r, part in enumerate(parts):
+        states[r :: len(prefixes)] = part
+    return states
 
 
 @own_style()
 def states_under_prefixes(
-    store: Store,
-    experiment: CoinExperiment,
-    scale: str = "paper",
-    architecture: str | None = None,
-    networks: Networks | None = None,
+    store: Store, experiment: CoinExperiment, scale: str = "paper", networks: Networks | None = None
 ) -> Figure:
-    """Draw states on the target under each method's prefixes, for one or both networks (Figures 2 and A7 c, d)."""
-    networks = networks or load_both(store, scale)
-    networks = networks if architecture is None else {architecture: networks[architecture]}
-    figure = plt.figure(figsize=(10, 3 * len(networks) + 0.6))
+    """Draw states on the target under each method's prefixes, for both networks (Figures 2 and A7 c, d).
+
+    `networks`: what `load_both` returns, if it is at hand.
+    """
+    figure, networks = plt.figure(figsize=(10, 6.6)), networks or load_both(store, scale)
     return add_provenance(figure, _under_prefixes(figure, store, experiment, scale, networks))
 
 
 @own_style()
 def structure_and_prefixes(store: Store, experiment: CoinExperiment, scale: str = "paper") -> Figure:
-    """Draw both of the above in one picture (Figure A7)."""
+    """Draw the order of the pretrained networks' states above those on the target under prefixes (Figure A7)."""
     figure, networks = plt.figure(figsize=(10, 13.5)), load_both(store, scale)
     above, below = figure.subfigures(2, 1, height_ratios=(7, 6.5))
-    return add_provenance(
-        figure, _structure(above, networks), _under_prefixes(below, store, experiment, scale, networks)
-    )
+    drawn = structure(above, networks), _under_prefixes(below, store, experiment, scale, networks)
+    return add_provenance(figure, *drawn)
 
 
-def _structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Dataset | None]:
+@own_style()
+def structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Dataset | None]:
+    """Draw states on random coins, coloured by step and by share of heads (Figure A7 a, b); return their datasets."""
     rows = figure.subplots(len(networks), 2, sharex="row", sharey="row")
     for axes, (name, network) in zip(rows, networks.items(), strict=True):
         for ax, words, column in zip(axes, ("step n", "share of heads"), (1, 2), strict=True):
