@@ -15,13 +15,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from bayesprompt.checks import UserError
 from bayesprompt.lab.experiment import SCALES
 from bayesprompt.lab.style import own_style
-from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.measures.regret import quantiles
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
@@ -213,25 +211,6 @@ def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, to
     ax.set_ylim(top=top)
     _label_ends(ax, ends, stand_ins(datasets))
     ax.set(xlabel="tuning step" + _missing_note(wanted, ax), ylabel="log-loss (nats a sequence)")
-    return ax
-
-
-@own_style()
-def posteriors(fits: Mapping[str, BetaFit], ax: Axes | None = None, bias: float | None = None) -> Axes:
-    """Draw each method's fitted Beta(a, b) over the coin's bias, one row a method, all scaled to one height."""
-    ax = ax if ax is not None else plt.subplots()[1]
-    grid = np.linspace(0.0005, 0.9995, 2000)
-    for row, (method, fit) in enumerate(reversed(fits.items())):
-        density = stats.beta.logpdf(grid, fit.alpha, fit.beta)
-        height, color = row + 0.85 * np.exp(density - density.max()), METHOD_COLORS[method]
-        ax.fill_between(grid, row, height, color=color, alpha=0.6, linewidth=0)
-        ax.plot(grid, height, color=color, linewidth=1)
-        words = "known coin" if fit.alpha + fit.beta > 1e5 else f"Beta({fit.alpha:.1f}, {fit.beta:.1f})"
-        ax.text(0.99, row + 0.45, words, ha="right", va="center", fontsize=8.5)
-    if bias is not None:
-        ax.axvline(bias, color=FAINT, linewidth=0.8, linestyle=":")
-    ax.set_yticks(np.arange(len(fits)) + 0.4, [*reversed(fits)], fontsize=8.5)
-    ax.set(xlim=(0, 1), ylim=(-0.1, max(len(fits), 1)), xlabel="bias")
     return ax
 
 
