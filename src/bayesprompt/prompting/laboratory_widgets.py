@@ -1,9 +1,7 @@
 """The laboratory's sliders, buttons and curves: ipywidgets 7 or 8, and a kernel."""
 
-import base64
 import dataclasses
 import html
-import io
 import threading
 import time
 from typing import Any
@@ -13,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bayesprompt.checks import UserError
 from bayesprompt.lab.plotting import METHOD_COLORS
+from bayesprompt.lab.widgets import data_url
 from bayesprompt.prompting import laboratory
 from bayesprompt.prompting.laboratory import TARGETS, Outcome, Settings
 from bayesprompt.store import Store
@@ -221,7 +220,4 @@ def _regrets(outcome: Outcome) -> Figure:
 
 
 def _picture(figure: Figure, alt: str) -> str:
-    with io.BytesIO() as buffer:
-        figure.savefig(buffer, format="png", dpi=100)
-        data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" style="max-width: 100%">'
+    return f'<img src="{data_url(figure, 100)}" alt="{html.escape(alt)}" style="max-width: 100%">'
