@@ -177,10 +177,6 @@ def export(
         typer.echo(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
-def _cell_of(path: Path) -> Cell | None:
-    return cell_named(path.name.removesuffix(path.suffix))
-
-
 @app.command()
 def doctor() -> None:
     """Print versions, devices and the state of the results on disk; exit code 1 if something is wrong."""
@@ -194,7 +190,7 @@ def doctor() -> None:
         files = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
         stored = [path for path in files if path.suffix in (".nc", ".safetensors")]
         typer.echo(f"results: {folder}: {sum(path.suffix == '.nc' for path in stored)} cells")
-        wrong += [problem for path in stored if (problem := problem_with(path, _cell_of(path), store))]
+        wrong += [problem for path in stored if (problem := problem_with(path, cell_named(path.stem), store))]
         for path in files:
             if path.suffix == ".partial":
                 typer.echo(f"  unfinished: {path.name}")
