@@ -23,7 +23,6 @@ from bayesprompt.prompting.states import (
     Ordering,
     Visited,
     internal_states,
-    nearest,
     ordering,
     plane,
     random_coin_states,
@@ -151,14 +150,6 @@ def test_ordering_of_a_bent_fan_is_spearmans_over_all_sequences_together(monkeyp
         expected = np.corrcoef(ranks(scores[:, component]), ranks(values.ravel()))[0, 1]
         assert value == pytest.approx(expected, abs=1e-12)
     assert 0.3 < abs(found.step_correlation) < 0.95 < abs(found.heads_correlation)
-
-
-def test_the_nearest_state_in_units_of_the_spread():
-    points, turn = cloud()
-    state = np.array([5.0, -2.0, 1.0]) + np.array([6.0, -6.0, 2.0]) @ turn
-    by_hand = min(np.linalg.norm(state - point) for point in points) / np.sqrt(9 + 4 + 0.25)
-    found = nearest(np.stack([state, points[17]])[None], points.reshape(20, 20, 3))
-    np.testing.assert_allclose(found, [[by_hand, 0.0]], atol=1e-12)
 
 
 def test_sequences_are_read_after_the_prefixes_in_turn(monkeypatch):

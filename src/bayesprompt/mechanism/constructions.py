@@ -1,4 +1,4 @@
-"""Four Transformers with weights chosen by hand, which a virtual token commands completely (Appendix A); re-embedding.
+"""Four Transformers with weights chosen by hand, which a virtual token commands completely (Appendix A).
 
 Tokens are 0-based: 0..V-1. (With the printed codes m(x)/V of 1-based tokens, A.2 to A.4 decode one too high, since the
 last layer's tangents touch at 0, 1/V, ..., (V-1)/V. The printed W_K^fst of Eq. 8 ends in ones, where it needs zeros.)
@@ -179,22 +179,6 @@ def encode_pair_map(m: Int[np.ndarray, "*B V V"]) -> Float[np.ndarray, "*B 2 V"]
     check_integer("V", V, 1, LARGEST_PAIRS_V)
     levels = (_check_tokens("m", m, V).astype(np.int64) * V ** np.arange(V)).sum(axis=-1) / V**V
     return np.stack([np.zeros_like(levels), levels], axis=-2)
-
-
-def reembedding(
-    head: Head, tokens: Float[np.ndarray, "V d_in"], wanted: Float[np.ndarray, "V d_out"]
-) -> Float[np.ndarray, "V d_in"]:
-    """Return V prefix rows behind which a head (T = 1) puts out row v of `wanted` wherever it reads row v of `tokens`.
-
-    Prefix row v has W_V s_v = wanted_v, and a score that leaves all others behind for token v and is 0 for the other
-    tokens: V + d_out linear equations in d_in numbers. Raises UserError where they are not independent.
-    """
-    queries = tokens @ head.W_Q.T / head.W_Q.shape[0] ** 0.5
-    equations = np.vstack([queries @ head.W_K, head.W_V])
-    if (rank := np.linalg.matrix_rank(equations)) < len(equations):
-        raise UserError(f"head, tokens = rank {rank}: must leave {len(equations)} independent equations")
-    score = 50 + max(0, (queries @ head.W_K @ tokens.T).max())  # exp(-50) is below float64's rounding
-    return np.linalg.lstsq(equations, np.vstack([score * np.eye(len(tokens)), wanted.T]))[0].T
 
 
 def forward(construction: Construction, embeddings: Float[np.ndarray, "*B p d_e"]) -> Float[np.ndarray, "*B p V"]:

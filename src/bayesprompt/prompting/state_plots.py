@@ -14,7 +14,6 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
-from scipy.ndimage import binary_closing
 
 from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.lab.experiment import Cell
@@ -140,17 +139,6 @@ def background(ax: Axes, order: Ordering, color: str = "#d0d0d0") -> None:
     lines = LineCollection(plane(order, order.visited.states), colors=color, linewidths=0.5, zorder=0, rasterized=True)
     ax.add_collection(lines)
     ax.autoscale_view()
-
-
-@own_style()
-def shade(ax: Axes, order: Ordering, bins: int = 45) -> None:
-    """Fill the area that random-coin states cover, in plain grey: a background that compresses well (for sliders)."""
-    points = plane(order, order.visited.states).reshape(-1, 2)
-    low, high = points.min(axis=0), points.max(axis=0)
-    margin = (high - low) / bins
-    counts, *edges = np.histogram2d(*points.T, bins, np.stack([low - margin, high + margin], axis=1))
-    covered = binary_closing(np.pad(counts > 0, 2), np.ones((3, 3)), 2)[2:-2, 2:-2]  # padded: no cover at the edges
-    ax.pcolormesh(*edges, np.where(covered.T, 1.0, np.nan), cmap="Greys", vmin=0, vmax=7, rasterized=True)
 
 
 @own_style()

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 from bayesprompt.lab.cells import load_cell
@@ -93,16 +92,6 @@ def plane(order: Ordering, states: States) -> Float[np.ndarray, "*batch 2"]:
     """Return where states lie in the plane of the first two components, turned: heads to the right, later steps up."""
     scores = project(order.components, states)[..., [order.heads_component, order.step_component]]
     return scores * np.sign([order.heads_correlation, order.step_correlation])
-
-
-def nearest(states: States, visited: Float[np.ndarray | Array, "*visited S"]) -> Float[np.ndarray, "*batch"]:
-    """Return the distance from each state to the nearest of those visited, divided by how far these are spread.
-
-    The spread is their root-mean-square distance from their mean.
-    """
-    rows, among = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (states, visited))
-    spread = np.sqrt(among.var(axis=0).sum())
-    return (cdist(rows, among).min(axis=1) / spread).reshape(states.shape[:-1])
 
 
 def tuned_prefixes(
