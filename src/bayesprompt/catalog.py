@@ -150,11 +150,8 @@ def evaluate_all(store: Store | None = None) -> list[Judgement]:
 def table(*ids: str, store: Store | None = None) -> list[dict[str, str]]:
     """Return one row for each claim (default: all of them): what it says, its verdict, and where that comes from."""
     judged = [check(claim, store) for claim in ids or CLAIMS]
-    return [
-        {"claim": j.id, "says": j.statement, "verdict": j.verdict, "scale": j.scale}
-        | {name: getattr(j, name) or "" for name in ("device", "date")}
-        for j in judged
-    ]
+    columns = {"claim": "id", "says": "statement"} | {n: n for n in ("verdict", "scale", "device", "date")}
+    return [{column: getattr(j, name) or "" for column, name in columns.items()} for j in judged]
 
 
 def recorded() -> dict[str, str]:

@@ -34,13 +34,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 # What the parser raises for a wrong option: click's class, or that of the copy that newer typers bring.
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
-ScaleOption = Annotated[str, typer.Option("--scale", help="smoke, quick or paper")]
-ArchitectureOption = Annotated[
-    str | None, typer.Option("--architecture", help="bayes, lstm, transformer, gpt or llama")
-]
-MethodOption = Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")]
 SeedOption = Annotated[int, typer.Option("--seed", help="another seed is another set of cells")]
-ExperimentArgument = Annotated[str | None, typer.Argument(help="an experiment or a sweep: " + ", ".join(CHOICES))]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder with results")]
 
 
@@ -63,9 +57,11 @@ def run(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="every experiment, without the sweeps")] = False,
     claims: Annotated[bool, typer.Option("--claims", help="what claims wait for, at paper scale")] = False,
-    scale: ScaleOption = "quick",
-    architecture: ArchitectureOption = None,
-    method: MethodOption = None,
+    scale: Annotated[str, typer.Option("--scale", help="smoke, quick or paper")] = "quick",
+    architecture: Annotated[
+        str | None, typer.Option("--architecture", help="bayes, lstm, transformer, gpt or llama")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")] = None,
     seed: SeedOption = 0,
     hours: Annotated[float | None, typer.Option("--hours", min=0, help="stop at the last checkpoint in time")] = None,
     cluster: Annotated[
@@ -108,7 +104,7 @@ def _for_claims(names: list[str] | None, store: Store) -> list[Cell]:
 
 @app.command("list")
 def list_(
-    experiment: ExperimentArgument = None,
+    experiment: Annotated[str | None, typer.Argument(help="an experiment or a sweep: " + ", ".join(CHOICES))] = None,
     scale: Annotated[str | None, typer.Option("--scale", help="smoke, quick or paper; default: all")] = None,
     seed: SeedOption = 0,
 ) -> None:

@@ -139,24 +139,21 @@ def common_top(*groups: Datasets, steps: int = 200) -> float:
 
 
 @own_style()
-def regret_curves(
-    datasets: Datasets, ax: Axes | None = None, steps: int = 200, top: float | None = None, tuned: int | None = 50
-) -> Axes:
+def regret_curves(datasets: Datasets, ax: Axes | None = None, top: float | None = None) -> Axes:
     """Draw cumulative regret (Eq. 10, nats) against step n: median, quartiles and repetitions of every method.
 
-    `top` is the upper end of the axis (default: `common_top`); `tuned` marks the tuning length.
+    `top` is the upper end of the axis (default: `common_top`); the tuning length is marked.
     """
     ax = ax if ax is not None else plt.subplots()[1]
     present, ends = _present(datasets), {}
     for method, dataset in present.items():
-        regret = dataset["regret"].values[:, :steps]
+        regret = dataset["regret"].values
         _curves(ax, method, np.arange(1, regret.shape[1] + 1), regret)
         ends[method] = float(quantiles(regret[:, -1]).median)
-    top = top or common_top(datasets, steps=steps)
-    ax.set(xlim=(0, steps), ylim=(-0.03 * top, top), ylabel="cumulative regret (nats)")
-    if tuned:
-        ax.axvline(tuned, color=FAINT, linewidth=0.8, linestyle=":")
-        ax.text(tuned, top, " tuning length", va="top", fontsize=8, color=FAINT)
+    top = top or common_top(datasets)
+    ax.set(xlim=(0, 200), ylim=(-0.03 * top, top), ylabel="cumulative regret (nats)")
+    ax.axvline(50, color=FAINT, linewidth=0.8, linestyle=":")
+    ax.text(50, top, " tuning length", va="top", fontsize=8, color=FAINT)
     ax.set_xlabel("step n" + _missing_note(datasets, ax))
     _label_ends(ax, ends, stand_ins(datasets))
     return ax

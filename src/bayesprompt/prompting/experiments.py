@@ -227,9 +227,5 @@ SWEEPS = {
     ),
 }  # fmt: skip
 EXPERIMENTS |= {experiment.name: experiment for experiment in _NARROWER.values()}
-EXPERIMENTS |= {
-    experiment.name: experiment
-    for sweep in SWEEPS.values()
-    for experiment in sweep.experiments.values()
-    if experiment.name not in EXPERIMENTS
-}
+for _each in SWEEPS.values():
+    EXPERIMENTS |= {experiment.name: experiment for experiment in _each.experiments.values()}
