@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from bayesprompt.checks import UserError, check_integer
+from bayesprompt.checks import UserError, check_integer, check_tokens
 from bayesprompt.measures.attention import Head, attention_block
 
 # Neighbouring tokens' confidences differ by 1/V**2 where they should: beyond this V, float64 rounds them together.
@@ -157,17 +157,17 @@ def unpack(V: int) -> tuple[LinearLayer, ...]:
 
 def encode_sequence(tokens: Tokens, V: int) -> Float[np.ndarray, "*B 1 rows"]:
     """Return A.1's virtual token, s_1 = (Y_1 / V, ..., Y_N / V); raises ValueError for tokens outside 0..V-1."""
-    return _check_tokens("tokens", tokens, V)[..., None, :] / V
+    return check_tokens(tokens, V)[..., None, :] / V
 
 
 def encode_map(m: Int[np.ndarray, "*B V"]) -> Float[np.ndarray, "*B 1 V"]:
     """Return A.2's virtual token, s_1 = (m(0) / V, ..., m(V-1) / V); raises ValueError for values outside 0..V-1."""
-    return _check_tokens("m", m, m.shape[-1])[..., None, :] / m.shape[-1]
+    return check_tokens(m, m.shape[-1], "m")[..., None, :] / m.shape[-1]
 
 
 def encode_long_map(m: Int[np.ndarray, "*B V N_0"]) -> Float[np.ndarray, "*B N_0 V"]:
     """Return A.3's virtual tokens, s_i = (m(0)_i / V, ..., m(V-1)_i / V); raises ValueError for values not below V."""
-    return _check_tokens("m", m, m.shape[-2]).swapaxes(-1, -2) / m.shape[-2]
+    return check_tokens(m, m.shape[-2], "m").swapaxes(-1, -2) / m.shape[-2]
 
 
 def encode_pair_map(m: Int[np.ndarray, "*B V V"]) -> Float[np.ndarray, "*B 2 V"]:
@@ -177,7 +177,7 @@ def encode_pair_map(m: Int[np.ndarray, "*B V V"]) -> Float[np.ndarray, "*B 2 V"]
     """
     V = m.shape[-1]
     check_integer("V", V, 1, LARGEST_PAIRS_V)
-    levels = (_check_tokens("m", m, V).astype(np.int64) * V ** np.arange(V)).sum(axis=-1) / V**V
+    levels = (check_tokens(m, V, "m").astype(np.int64) * V ** np.arange(V)).sum(axis=-1) / V**V
     return np.stack([np.zeros_like(levels), levels], axis=-2)
 
 
@@ -208,7 +208,7 @@ def generate(
     Raises ValueError for user tokens outside 0..V-1, or more steps than the context holds.
     """
     V = construction.E.shape[1]
-    rows = np.concatenate([virtual, construction.E.T[_check_tokens("user", user, V)]], axis=-2)
+    rows = np.concatenate([virtual, construction.E.T[check_tokens(user, V, "user")]], axis=-2)
     written = np.empty((*rows.shape[:-2], 0), int)
     for _ in range(steps):
         chosen = forward(construction, rows)[..., -1, :].argmax(axis=-1)[..., None]
@@ -232,9 +232,3 @@ def _read_out(size: int, V: int) -> tuple[LinearLayer, ...]:
 
 def _wide(*blocks: np.ndarray) -> np.ndarray:
     return np.concatenate(blocks, axis=1)
-
-
-def _check_tokens(name: str, tokens: np.ndarray, V: int) -> np.ndarray:
-    if tokens.size and not (0 <= tokens.min() and tokens.max() < V):
-        raise UserError(f"{name} = {tokens.min()}..{tokens.max()}: must lie in 0..{V - 1}")
-    return tokens
