@@ -23,8 +23,7 @@ from bayesprompt.lab.cluster import run_cells as run_on_cluster
 from bayesprompt.lab.exchange import export as export_results
 from bayesprompt.lab.exchange import merge as merge_results
 from bayesprompt.lab.experiment import SCALES, Cell
-from bayesprompt.lab.run import run_cells
-from bayesprompt.lab.stop import Stop, Stopped
+from bayesprompt.lab.run import Stop, Stopped, run_cells
 from bayesprompt.lab.style import own_style
 from bayesprompt.provenance import device
 from bayesprompt.store import Store
@@ -129,7 +128,7 @@ def claims(
     record: Annotated[bool, typer.Option("--record", help="keep these verdicts as the ones the book explains")] = False,
 ) -> None:
     """Judge the papers' claims on the stored results; exit code 1 if one fails."""
-    judgements = catalog.evaluate_all()
+    judgements = [catalog.evaluate(claim) for claim in CLAIMS]
     typer.echo(
         json.dumps([j.to_dict() for j in judgements], indent=1) if as_json else "\n\n".join(map(str, judgements))
     )

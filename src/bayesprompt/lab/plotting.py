@@ -59,10 +59,10 @@ def stand_ins(datasets: Datasets) -> dict[str, str]:
     return {m: scale for m, scale in scales.items() if scale != top}
 
 
-def provenance_line(datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
+def provenance_line(*datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
     """Return scale, devices, dates and commits of some datasets in words, e.g. for a picture's lower edge."""
-    given = datasets.values() if isinstance(datasets, Mapping) else datasets
-    attrs = [dataset.attrs for dataset in given if dataset is not None]
+    groups = (group.values() if isinstance(group, Mapping) else group for group in datasets)
+    attrs = [dataset.attrs for group in groups for dataset in group if dataset is not None]
     if not attrs:
         return "no stored results"
 
@@ -83,8 +83,7 @@ def add_provenance(figure: Figure, *datasets: Datasets | Iterable[xr.Dataset | N
     """
     if there := figure.get_supxlabel():
         raise UserError(f"figure = one with the label {there!r} below it: label its axes instead")
-    every = [d for group in datasets for d in (group.values() if isinstance(group, Mapping) else group)]
-    words = textwrap.fill(provenance_line(every), int(figure.get_figwidth() * 16))
+    words = textwrap.fill(provenance_line(*datasets), int(figure.get_figwidth() * 16))
     figure.supxlabel(words, fontsize=7.5, color=FAINT, x=0.99, ha="right")
     return figure
 
