@@ -13,7 +13,7 @@ from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.prompting import state_plots, states
 from bayesprompt.prompting.experiments import MIXTURE, SINGLE_COIN
 from bayesprompt.prompting.state_plots import (
-    TITLES,
+    NETWORKS,
     load_both,
     states_under_prefixes,
     structure,
@@ -227,7 +227,7 @@ def tuned_prefixes_of(network):
 def test_both_networks_and_all_parts_are_drawn(small):
     assert len(states_under_prefixes(Store(shipped=None), MIXTURE).axes) == 10
     words = texts(structure_and_prefixes(Store(shipped=None), MIXTURE))
-    for name in TITLES.values():
+    for name in NETWORKS.values():
         assert f"{name}, by step n" in words and f"{name}, by share of heads" in words
     assert words.count("not computed") == 2 and "SoftPT" in words
 

@@ -18,14 +18,13 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from bayesprompt.checks import UserError
-from bayesprompt.lab.experiment import SCALES
+from bayesprompt.lab.experiment import BAYES_METHODS, SCALES
 from bayesprompt.lab.style import own_style
 from bayesprompt.measures.regret import quantiles
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
 Datasets = Mapping[str, xr.Dataset | None]
 
-BAYES_METHODS = ("TargetBayes", "PreBayes", "PreBayesPT")  # exact predictors: drawn as lines
 FAINT = "#6b6b6b"
 # Nine hues that stay apart for colour-blind eyes (after Paul Tol's "muted" scheme); the baselines are greys.
 METHOD_COLORS = {

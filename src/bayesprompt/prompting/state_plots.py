@@ -27,7 +27,7 @@ from bayesprompt.settings import make_key
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS
 
-TITLES = {"transformer": "Transformer", "lstm": "LSTM"}
+NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
 # Sequences drawn under each prefix; with several repetitions each reads its part of them.
 SEQUENCES = 20
 
@@ -54,7 +54,7 @@ def load_ordered(store: Store, architecture: str, scale: str = "paper", network:
 
 def load_both(store: Store, scale: str = "paper") -> Networks:
     """Return both pretrained networks, as `load_ordered` does."""
-    return {name: load_ordered(store, name, scale) for name in TITLES}
+    return {name: load_ordered(store, name, scale) for name in NETWORKS}
 
 
 def paths(network: Ordered, prefixes: list[Prefix], experiment: CoinExperiment) -> Float[np.ndarray, "B rows S"]:
@@ -97,7 +97,7 @@ def structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Dataset
     rows = figure.subplots(len(networks), 2, sharex="row", sharey="row")
     for axes, (name, network) in zip(rows, networks.items(), strict=True):
         for ax, words, column in zip(axes, ("step n", "share of heads"), (1, 2), strict=True):
-            ax.set_title(f"{TITLES[name]}, by {words}")
+            ax.set_title(f"{NETWORKS[name]}, by {words}")
             if network is None:
                 say_missing(ax)
                 continue
@@ -128,7 +128,7 @@ def _under_prefixes(
             path_lines(ax, plane(network.order, states), length, METHOD_COLORS[method])
             datasets.append(load_cell(Cell(experiment, name, method, scale), store))
         if network is not None:
-            _name_axes(axes, axes[2:3], network.order, TITLES[name])
+            _name_axes(axes, axes[2:3], network.order, NETWORKS[name])
             datasets.append(network.dataset)
     return datasets
 
