@@ -128,7 +128,8 @@ class Laboratory(ipywidgets.VBox):
         except Exception as error:  # a thread's error would be seen by nobody
             self._say(f"{type(error).__name__}: {error}")
         finally:
-            self.start.disabled, self.stop.disabled, self.keep.disabled = False, True, self.outcome is None
+            computed = self.outcome is not None and self.outcome.base is not None  # not one that was loaded
+            self.start.disabled, self.stop.disabled, self.keep.disabled = False, True, not computed
 
     def _say(self, words: str) -> None:
         self.status.value = f'<p role="status">{html.escape(words)}</p>'
