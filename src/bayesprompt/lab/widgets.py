@@ -93,7 +93,7 @@ def _slider(name: str, given: list[Any], place: int, width: str) -> ipywidgets.S
     return slider
 
 
-def data_url(figure: Figure, dpi: float = DOTS_PER_INCH) -> str:
+def data_url(figure: Figure, dpi: float | int = DOTS_PER_INCH) -> str:
     """Return the URL of a lossless picture that holds it: nothing to fetch, so it shows wherever the notebook goes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="webp", dpi=dpi, pil_kwargs={"lossless": True})  # a third of a PNG's size
