@@ -128,7 +128,7 @@ def claims(
     record: Annotated[bool, typer.Option("--record", help="keep these verdicts as the ones the book explains")] = False,
 ) -> None:
     """Judge the papers' claims on the stored results; exit code 1 if one fails."""
-    judgements = [catalog.evaluate(claim) for claim in CLAIMS]
+    judgements = [catalog.evaluate(claim) for claim in catalog.CLAIMS]
     typer.echo(
         json.dumps([j.to_dict() for j in judgements], indent=1) if as_json else "\n\n".join(map(str, judgements))
     )
