@@ -33,7 +33,7 @@ import contextlib, json, sys, time
 from bayesprompt.catalog import cell_named
 from bayesprompt.devices import keep_compiled, use_every_core
 from bayesprompt.lab import cluster, run
-from bayesprompt.lab.stop import Stop
+from bayesprompt.lab.run import Stop
 from bayesprompt.store import Store, cache_folder
 
 where, folder, cells, before = json.loads(sys.argv[1])

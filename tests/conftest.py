@@ -57,7 +57,7 @@ def figures():
     from bayesprompt.lab import plotting, style  # not before pyproject's shape checks are in place
 
     with matplotlib.rc_context():
-        style.use_style()
+        matplotlib.style.use(style.STYLE)
         yield
     plotting.plt.close("all")
 

@@ -222,7 +222,6 @@ def test_wrong_commands_end_in_one_line_and_lose_no_file(tmp_path_factory, store
         patch.setattr(cli, "use_every_core", lambda: None)
         patch.setattr(cli, "keep_compiled", lambda folder: None)
         patch.setattr(cli, "FIGURES", {})
-        patch.setattr(catalog, "evaluate_all", lambda: [])
         patch.setattr(catalog, "evaluate", refuse)
         patch.setattr(catalog, "record", lambda _: None)
         patch.setattr(cli, "_state", lambda *_: "")

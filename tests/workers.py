@@ -19,8 +19,7 @@ from bayesprompt.devices import keep_compiled
 from bayesprompt.files import tree_hash
 from bayesprompt.lab import cluster, plan
 from bayesprompt.lab.cells import load_cell, load_network
-from bayesprompt.lab.run import run_cell
-from bayesprompt.lab.stop import Stop
+from bayesprompt.lab.run import Stop, run_cell
 from bayesprompt.prompting.experiments import CoinExperiment
 from bayesprompt.store import Store, cache_folder
 from bayesprompt.tuning.fitting import FitConfig

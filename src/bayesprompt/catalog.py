@@ -7,6 +7,7 @@ The thresholds were fixed before any result existed.
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -142,19 +143,11 @@ def evaluate(claim: str, store: Store | None = None) -> Judgement:
     return judging.evaluate(claim, CLAIMS[claim], Results(store or Store(), EXPERIMENTS))
 
 
-def evaluate_all(store: Store | None = None) -> list[Judgement]:
-    """Judge every claim."""
-    return [evaluate(claim, store) for claim in CLAIMS]
-
-
 def table(*ids: str, store: Store | None = None) -> list[dict[str, str]]:
     """Return one row for each claim (default: all of them): what it says, its verdict, and where that comes from."""
     judged = [check(claim, store) for claim in ids or CLAIMS]
-    return [
-        {"claim": j.id, "says": j.statement, "verdict": j.verdict, "scale": j.scale}
-        | {name: getattr(j, name) or "" for name in ("device", "date")}
-        for j in judged
-    ]
+    columns = {"claim": "id", "says": "statement"} | {n: n for n in ("verdict", "scale", "device", "date")}
+    return [{column: getattr(j, name) or "" for column, name in columns.items()} for j in judged]
 
 
 def recorded() -> dict[str, str]:
@@ -165,12 +158,7 @@ def recorded() -> dict[str, str]:
 def record(judgements: list[Judgement]) -> None:
     """Write down today's verdicts, for the book to be held against; what is not judged yet may still become either."""
     verdicts = {j.id: j.verdict for j in judgements if j.verdict != "not judged"}
-
-    def write(path: str) -> None:
-        with open(path, "w") as file:
-            file.write(json.dumps(verdicts, indent=1) + "\n")
-
-    write_atomically(RECORD, write)
+    write_atomically(RECORD, lambda path: Path(path).write_text(json.dumps(verdicts, indent=1) + "\n"))
 
 
 def check(claim: str, store: Store | None = None) -> Judgement:

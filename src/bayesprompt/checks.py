@@ -36,17 +36,16 @@ def check_settings(settings: Any, whole: Sequence[str], may_be_zero: Sequence[st
             raise UserError(f"{name} = {value}: must be a finite number {'>=' if name in may_be_zero else '>'} 0")
 
 
-def check_tokens(tokens: Tokens, num_tokens: int) -> Int[np.ndarray, "*batch N"]:
+def check_tokens(tokens: Tokens, num_tokens: int, name: str = "tokens") -> Int[np.ndarray, "*batch N"]:
     """Return `tokens` as a NumPy array; raises ValueError unless all are integers in the alphabet."""
-    tokens = _array("tokens", tokens)
+    tokens = _array(name, tokens)
     if not tokens.size and tokens.ndim:
         tokens = tokens.astype(np.int64)  # NumPy makes an empty list floats
     wrong = (tokens < 0) | (tokens >= num_tokens) if tokens.dtype.kind in "iu" else np.ones(tokens.shape, bool)
     if wrong.any() or not tokens.ndim:
         shown = tokens[wrong][0] if wrong.any() else tokens
-        raise UserError(
-            f"tokens = {shown}: must be integers from 0 to {num_tokens - 1}{'' if tokens.ndim else ', in rows'}"
-        )
+        where = "" if tokens.ndim else ", in rows"
+        raise UserError(f"{name} = {shown}: must be integers from 0 to {num_tokens - 1}{where}")
     return tokens
 
 

@@ -23,8 +23,7 @@ from bayesprompt.lab.cluster import run_cells as run_on_cluster
 from bayesprompt.lab.exchange import export as export_results
 from bayesprompt.lab.exchange import merge as merge_results
 from bayesprompt.lab.experiment import SCALES, Cell
-from bayesprompt.lab.run import run_cells
-from bayesprompt.lab.stop import Stop, Stopped
+from bayesprompt.lab.run import Stop, Stopped, run_cells
 from bayesprompt.lab.style import own_style
 from bayesprompt.provenance import device
 from bayesprompt.store import Store
@@ -34,13 +33,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 # What the parser raises for a wrong option: click's class, or that of the copy that newer typers bring.
 _UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
-ScaleOption = Annotated[str, typer.Option("--scale", help="smoke, quick or paper")]
-ArchitectureOption = Annotated[
-    str | None, typer.Option("--architecture", help="bayes, lstm, transformer, gpt or llama")
-]
-MethodOption = Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")]
 SeedOption = Annotated[int, typer.Option("--seed", help="another seed is another set of cells")]
-ExperimentArgument = Annotated[str | None, typer.Argument(help="an experiment or a sweep: " + ", ".join(CHOICES))]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder with results")]
 
 
@@ -63,9 +56,11 @@ def run(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="every experiment, without the sweeps")] = False,
     claims: Annotated[bool, typer.Option("--claims", help="what claims wait for, at paper scale")] = False,
-    scale: ScaleOption = "quick",
-    architecture: ArchitectureOption = None,
-    method: MethodOption = None,
+    scale: Annotated[str, typer.Option("--scale", help="smoke, quick or paper")] = "quick",
+    architecture: Annotated[
+        str | None, typer.Option("--architecture", help="bayes, lstm, transformer, gpt or llama")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="a tuning method or baseline, e.g. SoftPT")] = None,
     seed: SeedOption = 0,
     hours: Annotated[float | None, typer.Option("--hours", min=0, help="stop at the last checkpoint in time")] = None,
     cluster: Annotated[
@@ -108,7 +103,7 @@ def _for_claims(names: list[str] | None, store: Store) -> list[Cell]:
 
 @app.command("list")
 def list_(
-    experiment: ExperimentArgument = None,
+    experiment: Annotated[str | None, typer.Argument(help="an experiment or a sweep: " + ", ".join(CHOICES))] = None,
     scale: Annotated[str | None, typer.Option("--scale", help="smoke, quick or paper; default: all")] = None,
     seed: SeedOption = 0,
 ) -> None:
@@ -133,7 +128,7 @@ def claims(
     record: Annotated[bool, typer.Option("--record", help="keep these verdicts as the ones the book explains")] = False,
 ) -> None:
     """Judge the papers' claims on the stored results; exit code 1 if one fails."""
-    judgements = catalog.evaluate_all()
+    judgements = [catalog.evaluate(claim) for claim in catalog.CLAIMS]
     typer.echo(
         json.dumps([j.to_dict() for j in judgements], indent=1) if as_json else "\n\n".join(map(str, judgements))
     )
@@ -177,10 +172,6 @@ def export(
         typer.echo(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
-def _cell_of(path: Path) -> Cell | None:
-    return cell_named(path.name.removesuffix(path.suffix))
-
-
 @app.command()
 def doctor() -> None:
     """Print versions, devices and the state of the results on disk; exit code 1 if something is wrong."""
@@ -194,7 +185,7 @@ def doctor() -> None:
         files = sorted(folder.glob("[!.]*")) if folder.is_dir() else []
         stored = [path for path in files if path.suffix in (".nc", ".safetensors")]
         typer.echo(f"results: {folder}: {sum(path.suffix == '.nc' for path in stored)} cells")
-        wrong += [problem for path in stored if (problem := problem_with(path, _cell_of(path), store))]
+        wrong += [problem for path in stored if (problem := problem_with(path, cell_named(path.stem), store))]
         for path in files:
             if path.suffix == ".partial":
                 typer.echo(f"  unfinished: {path.name}")

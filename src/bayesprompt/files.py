@@ -135,16 +135,11 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
     os.close(handle)
     try:
         write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files start out private
+        os.umask(withheld := os.umask(0))  # it can only be read by setting it
+        os.chmod(temporary, 0o666 & ~withheld)  # temporary files start out private
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Return the permissions that this process withholds; they can only be read by setting them."""
-    os.umask(mask := os.umask(0))
-    return mask
 
 
 def set_aside(path: Path) -> None:

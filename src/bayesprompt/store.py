@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,13 @@ class Store:
 
     def load(self, name: str, config: dict[str, Any] | None = None) -> xr.Dataset | None:
         """Return a cell's dataset if one passes its checks, else None; each file refused is named in one log line."""
+        return self.first(lambda folder: read_dataset(folder / f"{name}.nc", config))
+
+    def first(self, read: Callable[[Path], Any]) -> Any:
+        """Return what `read` finds in the first folder that has it, or None; each file refused is one log line."""
         for folder in self.folders:
             try:
-                return read_dataset(folder / f"{name}.nc", config)
+                return read(folder)
             except FileNotFoundError:
                 continue
             except RefusedFileError as error:

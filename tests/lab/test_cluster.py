@@ -19,8 +19,7 @@ from bayesprompt.checks import UserError
 from bayesprompt.devices import allowed_cores
 from bayesprompt.lab import cluster, plan
 from bayesprompt.lab.cells import load_cell
-from bayesprompt.lab.run import run_cell
-from bayesprompt.lab.stop import Stopped
+from bayesprompt.lab.run import Stopped, run_cell
 from bayesprompt.store import Store
 from bayesprompt.tuning.fitting import FitConfig
 

@@ -8,8 +8,7 @@ import pytest
 from bayesprompt import catalog
 from bayesprompt.lab import plan
 from bayesprompt.lab.judging import Judgement, Part
-from bayesprompt.lab.run import run_cell
-from bayesprompt.lab.stop import Stop, Stopped
+from bayesprompt.lab.run import Stop, Stopped, run_cell
 from bayesprompt.store import Store
 
 

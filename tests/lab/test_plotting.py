@@ -15,7 +15,6 @@ from matplotlib.colors import to_rgb
 
 from bayesprompt import catalog, cli
 from bayesprompt.lab import plotting, style
-from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.prompting.experiments import BAYES_METHODS, NETWORK_METHODS
 from bayesprompt.prompting.figures import overview
 from bayesprompt.store import Store
@@ -126,12 +125,6 @@ def test_tuning_loss_shows_what_was_stored(datasets):
     np.testing.assert_allclose(line.get_ydata(), np.median(datasets["SoftPT"].tuning_loss, axis=0))
 
 
-def test_posteriors_name_their_parameters():
-    fits = {"HardPT": BetaFit(2.0, 6.0, 0.0), "TargetBayes": BetaFit(2e5, 8e5, 0.0)}
-    shown = texts(plotting.posteriors(fits, bias=0.2))
-    assert "Beta(2.0, 6.0)" in shown and "known coin" in shown
-
-
 def test_provenance_in_one_line():
     assert plotting.provenance_line({"SoftPT": None}) == "no stored results"
     line = "paper scale, cpu: A, 2 cores, 2026-11-22, commit 7093cc7"
@@ -212,11 +205,7 @@ def test_the_readers_own_settings_change_no_picture_and_stay_theirs(datasets, tm
     def draw():
         empty = Store(tmp_path, shipped=None)
         found = [catalog.figure("petrov2024-figure-4", empty), catalog.figure("genewein2025-figure-1", empty)]
-        return [
-            *found,
-            plotting.regret_curves(datasets).figure,
-            plotting.posteriors({"SoftPT": BetaFit(2, 3, 0)}).figure,
-        ]
+        return [*found, plotting.regret_curves(datasets).figure, plotting.tuning_loss(datasets).figure]
 
     expected = [pixels(figure) for figure in draw()]
     with matplotlib.rc_context(HOSTILE):

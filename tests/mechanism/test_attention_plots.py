@@ -15,7 +15,7 @@ from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, Tuned, load_models
 from bayesprompt.models.gpt import GPT, make_gpt
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.models.trace import inspect
-from bayesprompt.sources.digits import PRETRAINING_TASKS, TASKS, is_held_out, with_answer
+from bayesprompt.sources.digits import PRETRAINING_TASKS, is_held_out, with_answer
 from bayesprompt.store import Store
 
 matplotlib.use("Agg")
@@ -117,24 +117,6 @@ def test_completed_tasks(monkeypatch):
     assert list(found) == [0, 3, -1, 0], "ten equal digits are sorted both ways"
 
 
-def test_clusters_draw_every_output_in_its_tasks_colour():
-    rng = np.random.default_rng(0)
-    before, completed = rng.normal(size=(6, 5)), np.array([0, 0, 1, -1, -1, -1])
-    after = {task: rng.normal(size=(6, 5)) + 10 * i for i, task in enumerate(TASKS[:2])}
-    left, right = attention_plots.clusters(plt.subplots(1, 2)[1], before, completed, after)
-    assert [len(line.get_xdata()) for line in left.lines] == [2, 1, 3]
-    everything = np.concatenate([before, *after.values()])
-    u, s, _ = np.linalg.svd(everything - everything.mean(0), full_matrices=False)
-    expected = np.abs((u * s)[:, :2])
-    for number, task in enumerate(after):
-        lines, points = right.lines[1 + 2 * number : 3 + 2 * number]
-        assert to_hex(points.get_color()) == TASK_COLORS[task]
-        rows = slice(6 * (number + 1), 6 * (number + 2))
-        np.testing.assert_allclose(np.abs(points.get_xydata()), expected[rows])
-        np.testing.assert_allclose(np.abs(lines.get_xydata()[::3]), expected[:6])
-        assert task in texts(right.figure)
-
-
 @pytest.fixture
 def stored(monkeypatch):
     """Random networks as cells at quick scale: pretrained, and with a prefix for each task; no full tuning."""
@@ -146,6 +128,29 @@ def stored(monkeypatch):
         return Tuned(cell, SIZES, models[cell.method], xr.Dataset(attrs=attrs)) if there else None
 
     monkeypatch.setattr(running, "load_tuned", load)
+
+
+def test_clusters_draw_every_output_in_its_tasks_colour(stored, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    before, completed = rng.normal(size=(6, 5)), np.array([0, 0, 1, -1, -1, -1])
+    after = {task: rng.normal(size=(6, 5)) + 10 * i for i, task in enumerate(PRETRAINING_TASKS)}
+    outputs = iter([*after.values(), before])
+    monkeypatch.setattr(attention_plots, "block_outputs", lambda *_: next(outputs))
+    monkeypatch.setattr(attention_plots, "completed_tasks", lambda *_: completed)
+    monkeypatch.setattr(attention_plots, "held_out_inputs", lambda _: np.zeros((6, 10), int))
+    figure = attention_plots.prefix_clusters(Store(tmp_path, shipped=None), DIGIT_EXPERIMENTS["eliciting-skills"])
+    left, right = figure.axes
+    assert [len(line.get_xdata()) for line in left.lines] == [2, 1, 0, 0, 3]
+    everything = np.concatenate([before, *after.values()])
+    u, s, _ = np.linalg.svd(everything - everything.mean(0), full_matrices=False)
+    expected = np.abs((u * s)[:, :2])
+    for number, task in enumerate(after):
+        lines, points = right.lines[1 + 2 * number : 3 + 2 * number]
+        assert to_hex(points.get_color()) == TASK_COLORS[task]
+        rows = slice(6 * (number + 1), 6 * (number + 2))
+        np.testing.assert_allclose(np.abs(points.get_xydata()), expected[rows])
+        np.testing.assert_allclose(np.abs(lines.get_xydata()[::3]), expected[:6])
+        assert task in texts(right.figure)
 
 
 def test_the_quick_scale_stands_in_for_what_is_missing(stored, tmp_path):

@@ -107,3 +107,13 @@ def test_a_wrong_choice_is_said_in_one_line(tmp_path):
     view.start.click()
     view.wait(300)
     assert "method = LoRAWT: must have architecture transformer" in view.status.value and not view.start.disabled
+
+
+def test_what_was_loaded_is_not_saved_again_without_its_arrays(outcome, tmp_path):
+    laboratory.save(outcome, Store(tmp_path))
+    lab = Laboratory(Store(tmp_path))
+    lab.fetch.click()
+    lab.fields["method"].value = "LoRAWT"  # none on an LSTM
+    lab.start.click()
+    lab.wait(60)
+    assert "LoRAWT" in lab.status.value and lab.keep.disabled

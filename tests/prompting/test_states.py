@@ -12,19 +12,23 @@ from bayesprompt.models.predictor import LSTM, Transformer, make_predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.prompting import state_plots, states
 from bayesprompt.prompting.experiments import MIXTURE, SINGLE_COIN
-from bayesprompt.prompting.state_plots import TITLES, state_structure, states_under_prefixes, structure_and_prefixes
+from bayesprompt.prompting.state_plots import (
+    NETWORKS,
+    load_both,
+    states_under_prefixes,
+    structure,
+    structure_and_prefixes,
+)
 from bayesprompt.prompting.states import (
     Ordering,
     Visited,
-    displacement,
     internal_states,
-    nearest,
     ordering,
     plane,
     random_coin_states,
-    states_after,
     tuned_prefixes,
 )
+from bayesprompt.settings import make_key
 from bayesprompt.store import Store
 
 ONE = Transformer(num_tokens=2, embed_dim=16, num_heads=2, num_layers=1, mlp_dim=32)
@@ -148,35 +152,15 @@ def test_ordering_of_a_bent_fan_is_spearmans_over_all_sequences_together(monkeyp
     assert 0.3 < abs(found.step_correlation) < 0.95 < abs(found.heads_correlation)
 
 
-def test_displacement_in_a_cloud_of_known_shape(monkeypatch):
-    points, turn = cloud()
-    components = principal_components(points)
-    monkeypatch.setattr(states, "SHARE", 0.999)  # all three components: two of them hold 98 %
-    state = components.mean + np.array([6.0, -6.0, 2.0]) @ turn  # 2, 3 and 4 standard deviations
-    found = displacement(components, np.stack([state, points[17]])[None])
-    assert found.plane.shape == (1, 2)
-    np.testing.assert_allclose(found.plane[0, 0], np.sqrt(2**2 + 3**2))
-    np.testing.assert_allclose(found.distance[0, 0], np.sqrt(2**2 + 3**2 + 4**2))
-    np.testing.assert_allclose(found.outside[0, 0], 4 / (36 + 36 + 4))
-    monkeypatch.setattr(states, "SHARE", 0.9)  # two components
-    np.testing.assert_allclose(displacement(components, state[None]).distance, np.sqrt(13))
-
-
-def test_the_nearest_state_in_units_of_the_spread():
-    points, turn = cloud()
-    state = np.array([5.0, -2.0, 1.0]) + np.array([6.0, -6.0, 2.0]) @ turn
-    by_hand = min(np.linalg.norm(state - point) for point in points) / np.sqrt(9 + 4 + 0.25)
-    found = nearest(np.stack([state, points[17]])[None], points.reshape(20, 20, 3))
-    np.testing.assert_allclose(found, [[by_hand, 0.0]], atol=1e-12)
-
-
-def test_sequences_are_read_after_the_prefixes_in_turn():
-    predictor, params = make_predictor(LSTM_ONE), parameters(LSTM_ONE)
-    tokens, kinds = draw_tokens(LSTM_ONE, 5, 9), [draw_prefix(LSTM_ONE, kind) for kind in ("hard", "real")]
-    found = states_after(predictor, params, kinds, tokens, rows=10)
+def test_sequences_are_read_after_the_prefixes_in_turn(monkeypatch):
+    monkeypatch.setattr(state_plots, "SEQUENCES", 5)
+    monkeypatch.setattr(state_plots, "STEPS", 10)
+    network = state_plots.Ordered(make_predictor(LSTM_ONE), parameters(LSTM_ONE), None, None)
+    tokens, kinds = MIXTURE.target.sample(make_key(1), 5, 10)[0], [draw_prefix(LSTM_ONE, k) for k in ("hard", "real")]
+    found = state_plots.paths(network, kinds, MIXTURE)
     assert found.shape == (5, 10, 16)
     for i in range(5):
-        expected = internal_states(predictor, params, tokens[i : i + 1], kinds[i % 2])[0, :10]
+        expected = internal_states(*network[:2], np.asarray(tokens[i : i + 1]), kinds[i % 2])[0, :10]
         np.testing.assert_allclose(found[i], expected, atol=1e-6)
 
 
@@ -190,20 +174,6 @@ def test_the_stored_prefixes():
     assert set(np.unique(prefixes["HardPT"][0].inputs)) == {0.0, 1.0}
     missing = tuned_prefixes(Store(shipped=None), SINGLE_COIN, "lstm")
     assert [m for m, found in missing.items() if found is None] == ["HardPT", "SimplexPT", "RealPT", "SoftPT"]
-
-
-MESSAGES = {
-    "rows = 10: must be at most 9, prefix and tokens together": lambda: states_after(
-        make_predictor(ONE), parameters(ONE), [draw_prefix(ONE, "hard")], draw_tokens(ONE), 10
-    ),
-}
-
-
-@pytest.mark.parametrize("message", MESSAGES)
-def test_bad_input_raises_one_line_naming_argument_value_and_range(message):
-    with pytest.raises(ValueError) as caught:
-        MESSAGES[message]()
-    assert str(caught.value) == message
 
 
 def texts(figure):
@@ -235,10 +205,10 @@ def small(monkeypatch, coins):
 
 
 def test_each_prefix_gets_a_panel_with_its_end_marked_or_is_said_to_be_missing(small):
-    figure = states_under_prefixes(Store(shipped=None), MIXTURE, architecture="lstm")
-    assert [ax.get_title() for ax in figure.axes] == ["NoTuning", "HardPT", "SimplexPT", "RealPT", "SoftPT"]
+    axes = states_under_prefixes(Store(shipped=None), MIXTURE).axes[5:]  # below the Transformer's
+    assert [ax.get_title() for ax in axes] == ["NoTuning", "HardPT", "SimplexPT", "RealPT", "SoftPT"]
     network = state_plots.load_ordered(None, "lstm")
-    for ax, prefix in zip(figure.axes, tuned_prefixes_of(network), strict=True):
+    for ax, prefix in zip(axes, tuned_prefixes_of(network), strict=True):
         rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
         if prefix is None:
             assert [text.get_text() for text in ax.texts] == ["not computed"] and not ax.lines
@@ -257,13 +227,14 @@ def tuned_prefixes_of(network):
 def test_both_networks_and_all_parts_are_drawn(small):
     assert len(states_under_prefixes(Store(shipped=None), MIXTURE).axes) == 10
     words = texts(structure_and_prefixes(Store(shipped=None), MIXTURE))
-    for name in TITLES.values():
+    for name in NETWORKS.values():
         assert f"{name}, by step n" in words and f"{name}, by share of heads" in words
     assert words.count("not computed") == 2 and "SoftPT" in words
 
 
 def test_without_stored_networks_every_panel_says_so():
-    for draw, panels in ((state_structure, 4), (lambda store: states_under_prefixes(store, SINGLE_COIN), 10)):
-        words = texts(draw(Store(shipped=None)))
-        assert words.count("not computed") == panels and "no stored results" in words
+    empty, figure = Store(shipped=None), state_plots.plt.figure()
+    assert structure(figure, load_both(empty)) == [None, None] and texts(figure).count("not computed") == 4
+    words = texts(states_under_prefixes(empty, SINGLE_COIN))
+    assert words.count("not computed") == 10 and "no stored results" in words
     state_plots.plt.close("all")

@@ -17,7 +17,7 @@ from bayesprompt.measures.regret import best_hard_prompt, exact_regret
 from bayesprompt.prompting.experiments import RANDOM_COINS
 from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture
 from bayesprompt.theory import claims, countable, entropy, programs
-from bayesprompt.theory.bernoulli import Prior, oscillating_flips
+from bayesprompt.theory.bernoulli import Prior
 from bayesprompt.theory.product import ProductMixture, errors_of_samples
 from bayesprompt.theory.shape import count_modes, is_log_concave, modes
 from bayesprompt.theory.solomonoff import StandIn, loop_code, loop_prints
@@ -28,6 +28,17 @@ REACHES = 0.10  # nats above TargetBayes
 
 def _counts(heads, flips):
     return np.stack([heads, flips - heads], axis=-1)
+
+
+def oscillating_flips(length, low, high):
+    """Tokens whose frequency of heads never settles: heads until it is `high`, tails until `low`, and so on."""
+    tokens, heads, token = np.zeros(length, np.int64), 0, 0
+    for step in range(length):
+        tokens[step] = token
+        heads += token == 0
+        if heads >= high * (step + 1) if token == 0 else heads <= low * (step + 1):
+            token = 1 - token
+    return tokens
 
 
 def e1() -> Iterator[Part]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from bayesprompt.files import LOG, RefusedFileError, load_arrays, read_arrays, tree_hash
+from bayesprompt.files import RefusedFileError, load_arrays, read_arrays, tree_hash
 from bayesprompt.lab.experiment import Cell, Experiment
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.settings import make_key
@@ -79,18 +79,14 @@ def load_methods(
 def load_arrays_of(cell: Cell, dataset: xr.Dataset, store: Store, like: Any) -> Any:
     """Return the arrays that belong to a stored cell, shaped like `like`, or None; files of others are not used."""
     wanted = dataset.attrs.get("network" if cell.makes_network else "arrays")
-    for path in (folder / f"{cell.name}.safetensors" for folder in store.folders):
-        try:
-            arrays = load_arrays(path, like)
-        except FileNotFoundError:
-            continue
-        except RefusedFileError as error:
-            LOG.warning("%s", error)
-            continue
-        if tree_hash(arrays) == wanted:
-            return arrays
-        LOG.warning("%s", f"{path} = other arrays than the cell's: not used; it is kept")
-    return None
+
+    def read(folder: Path) -> Any:
+        arrays = load_arrays(path := folder / f"{cell.name}.safetensors", like)
+        if tree_hash(arrays) != wanted:
+            raise RefusedFileError(f"{path} = other arrays than the cell's: not used; it is kept")
+        return arrays
+
+    return store.first(read)
 
 
 def load_network(cell: Cell, store: Store) -> tuple[Predictor, Params] | None:

@@ -26,8 +26,7 @@ from bayesprompt.devices import allowed_cores, keep_compiled, keep_freed_memory,
 from bayesprompt.lab import plan
 from bayesprompt.lab.exchange import Named, merge
 from bayesprompt.lab.experiment import Cell
-from bayesprompt.lab.run import finished, make_bar, report, run_cell
-from bayesprompt.lab.stop import Stop, Stopped
+from bayesprompt.lab.run import Stop, Stopped, finished, make_bar, report, run_cell
 from bayesprompt.provenance import commit
 from bayesprompt.store import Store, cache_folder
 from bayesprompt.version import __version__

@@ -3,8 +3,9 @@
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bayesprompt.checks import UserError
 from bayesprompt.files import RefusedFileError, digest, make_folder, read_arrays, write_atomically
@@ -38,13 +39,10 @@ def export(folder: Path, store: Store, unfinished: bool = False) -> list[Path]:
         size = whole.tell()
         whole.seek(0)
         number = -(-size // PIECE)
-        names = [f"{_PACKED}{piece:03d}-of-{number:03d}" for piece in range(number)]
-        return [_write(folder / name, whole.read(PIECE)) for name in names]
-
-
-def _write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
+        paths = [folder / f"{_PACKED}{piece:03d}-of-{number:03d}" for piece in range(number)]
+        for path in paths:
+            path.write_bytes(whole.read(PIECE))
+        return paths
 
 
 def merge(folder: Path, store: Store, named: Named) -> list[Outcome]:
@@ -57,7 +55,20 @@ def merge(folder: Path, store: Store, named: Named) -> list[Outcome]:
         if pieces := sorted(folder.glob(f"{_PACKED}*-of-*")):
             _unpack(pieces, Path(unpacked))
             folder = Path(unpacked)
-        return [*_merge_cells(folder, store, named), *_merge_checkpoints(folder, store, named)]
+        cells = {path: named(path.stem) for path in folder.glob("*.nc")}
+        ordered = sorted(cells, key=lambda p: (cells[p] is None or not cells[p].makes_network, p.name))
+        taken = [(path.stem, _outcome(_merge_cell, path, cells[path], store)) for path in ordered]
+        unfinished = sorted(folder.glob("*.partial"))
+        return taken + [(path.name, _outcome(_merge_checkpoint, path, named, store)) for path in unfinished]
+
+
+def _outcome(merge_one: Callable[..., str], path: Path, *given: Any) -> str:
+    try:
+        return merge_one(path, *given)
+    except RefusedFileError as error:
+        return f"refused: {error}"
+    except OSError as error:  # a link that leads nowhere, a disk that is full
+        return f"refused: {path} = {error.strerror}"
 
 
 def _unpack(pieces: list[Path], into: Path) -> None:
@@ -76,26 +87,14 @@ def _unpack(pieces: list[Path], into: Path) -> None:
             raise UserError(f"DIR = {pieces[0].parent}: must have an archive that can be read ({error})") from None
 
 
-def _merge_cells(folder: Path, store: Store, named: Named) -> Iterator[Outcome]:
-    other = Store(folder, shipped=None)
-    found = {path: named(path.name.removesuffix(".nc")) for path in folder.glob("*.nc")}
-    for path in sorted(found, key=lambda p: (found[p] is None or not found[p].makes_network, p.name)):
-        try:
-            yield path.name.removesuffix(".nc"), _merge_cell(found[path], path, other, store)
-        except RefusedFileError as error:
-            yield path.name.removesuffix(".nc"), f"refused: {error}"
-        except OSError as error:  # a link that leads nowhere, a disk that is full
-            yield path.name.removesuffix(".nc"), f"refused: {path} = {error.strerror}"
-
-
-def _merge_cell(cell: Cell | None, path: Path, other: Store, store: Store) -> str:
+def _merge_cell(path: Path, cell: Cell | None, store: Store) -> str:
     if cell is None:
-        raise RefusedFileError(f"{path.name.removesuffix('.nc')} = not the name of a cell")
+        raise RefusedFileError(f"{path.stem} = not the name of a cell")
     if (mine := load_cell(cell, store)) is not None:
         same = mine.attrs["checksum"] == read_dataset(path).attrs["checksum"]
         return "there already" if same else "kept ours: there already, with other numbers"
     read_dataset(path, cell.config(_network_hash(cell, path, store)))
-    if cell.makes_network and load_network(cell, other) is None:
+    if cell.makes_network and load_network(cell, Store(path.parent, shipped=None)) is None:
         raise RefusedFileError(f"{path} = without its network's arrays, or with others: not used; it is kept")
     for suffix in (".safetensors", ".nc"):
         if (source := path.with_name(cell.name + suffix)).exists():
@@ -111,18 +110,8 @@ def _network_hash(cell: Cell, path: Path, store: Store) -> str | None:
     return base.attrs["network"]
 
 
-def _merge_checkpoints(folder: Path, store: Store, named: Named) -> Iterator[Outcome]:
-    for path in sorted(folder.glob("*.partial")):
-        try:
-            yield path.name, _merge_checkpoint(path, store, named)
-        except RefusedFileError as error:
-            yield path.name, f"refused: {error}"
-        except OSError as error:
-            yield path.name, f"refused: {path} = {error.strerror}"
-
-
-def _merge_checkpoint(path: Path, store: Store, named: Named) -> str:
-    stem, _, belongs = path.name.removesuffix(".partial").rpartition(".")
+def _merge_checkpoint(path: Path, named: Named, store: Store) -> str:
+    stem, _, belongs = path.stem.rpartition(".")
     if (cell := named(stem)) is None:
         raise RefusedFileError(f"{path.name} = not the name of a cell's checkpoint")
     if belongs.partition("-")[0] != digest(cell.config(_network_hash(cell, path, store)))[:12]:

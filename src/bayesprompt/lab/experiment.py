@@ -19,6 +19,7 @@ from bayesprompt.store import Store
 SCALES = ("smoke", "quick", "paper")  # seconds (tests), about a laptop minute a cell, as printed
 ARCHITECTURES = ("bayes", "lstm", "transformer", "gpt", "llama")  # "bayes": the exact predictors
 NETWORKS = ("Pretrained", "Untrained")  # the methods that make a network for others to tune
+BAYES_METHODS = ("TargetBayes", "PreBayes", "PreBayesPT")  # the exact predictors
 SWEPT = "Sweep (not in the paper)"  # in place of a figure: an experiment that belongs to a sweep
 
 # What a seed is used for; each use draws from its own stream.

@@ -15,19 +15,16 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from bayesprompt.checks import UserError
-from bayesprompt.lab.experiment import SCALES
+from bayesprompt.lab.experiment import BAYES_METHODS, SCALES
 from bayesprompt.lab.style import own_style
-from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.measures.regret import quantiles
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
 Datasets = Mapping[str, xr.Dataset | None]
 
-BAYES_METHODS = ("TargetBayes", "PreBayes", "PreBayesPT")  # exact predictors: drawn as lines
 FAINT = "#6b6b6b"
 # Nine hues that stay apart for colour-blind eyes (after Paul Tol's "muted" scheme); the baselines are greys.
 METHOD_COLORS = {
@@ -61,10 +58,10 @@ def stand_ins(datasets: Datasets) -> dict[str, str]:
     return {m: scale for m, scale in scales.items() if scale != top}
 
 
-def provenance_line(datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
+def provenance_line(*datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
     """Return scale, devices, dates and commits of some datasets in words, e.g. for a picture's lower edge."""
-    given = datasets.values() if isinstance(datasets, Mapping) else datasets
-    attrs = [dataset.attrs for dataset in given if dataset is not None]
+    groups = (group.values() if isinstance(group, Mapping) else group for group in datasets)
+    attrs = [dataset.attrs for group in groups for dataset in group if dataset is not None]
     if not attrs:
         return "no stored results"
 
@@ -85,8 +82,7 @@ def add_provenance(figure: Figure, *datasets: Datasets | Iterable[xr.Dataset | N
     """
     if there := figure.get_supxlabel():
         raise UserError(f"figure = one with the label {there!r} below it: label its axes instead")
-    every = [d for group in datasets for d in (group.values() if isinstance(group, Mapping) else group)]
-    words = textwrap.fill(provenance_line(every), int(figure.get_figwidth() * 16))
+    words = textwrap.fill(provenance_line(*datasets), int(figure.get_figwidth() * 16))
     figure.supxlabel(words, fontsize=7.5, color=FAINT, x=0.99, ha="right")
     return figure
 
@@ -141,24 +137,21 @@ def common_top(*groups: Datasets, steps: int = 200) -> float:
 
 
 @own_style()
-def regret_curves(
-    datasets: Datasets, ax: Axes | None = None, steps: int = 200, top: float | None = None, tuned: int | None = 50
-) -> Axes:
+def regret_curves(datasets: Datasets, ax: Axes | None = None, top: float | None = None) -> Axes:
     """Draw cumulative regret (Eq. 10, nats) against step n: median, quartiles and repetitions of every method.
 
-    `top` is the upper end of the axis (default: `common_top`); `tuned` marks the tuning length.
+    `top` is the upper end of the axis (default: `common_top`); the tuning length is marked.
     """
     ax = ax if ax is not None else plt.subplots()[1]
     present, ends = _present(datasets), {}
     for method, dataset in present.items():
-        regret = dataset["regret"].values[:, :steps]
+        regret = dataset["regret"].values
         _curves(ax, method, np.arange(1, regret.shape[1] + 1), regret)
         ends[method] = float(quantiles(regret[:, -1]).median)
-    top = top or common_top(datasets, steps=steps)
-    ax.set(xlim=(0, steps), ylim=(-0.03 * top, top), ylabel="cumulative regret (nats)")
-    if tuned:
-        ax.axvline(tuned, color=FAINT, linewidth=0.8, linestyle=":")
-        ax.text(tuned, top, " tuning length", va="top", fontsize=8, color=FAINT)
+    top = top or common_top(datasets)
+    ax.set(xlim=(0, 200), ylim=(-0.03 * top, top), ylabel="cumulative regret (nats)")
+    ax.axvline(50, color=FAINT, linewidth=0.8, linestyle=":")
+    ax.text(50, top, " tuning length", va="top", fontsize=8, color=FAINT)
     ax.set_xlabel("step n" + _missing_note(datasets, ax))
     _label_ends(ax, ends, stand_ins(datasets))
     return ax
@@ -213,25 +206,6 @@ def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, to
     ax.set_ylim(top=top)
     _label_ends(ax, ends, stand_ins(datasets))
     ax.set(xlabel="tuning step" + _missing_note(wanted, ax), ylabel="log-loss (nats a sequence)")
-    return ax
-
-
-@own_style()
-def posteriors(fits: Mapping[str, BetaFit], ax: Axes | None = None, bias: float | None = None) -> Axes:
-    """Draw each method's fitted Beta(a, b) over the coin's bias, one row a method, all scaled to one height."""
-    ax = ax if ax is not None else plt.subplots()[1]
-    grid = np.linspace(0.0005, 0.9995, 2000)
-    for row, (method, fit) in enumerate(reversed(fits.items())):
-        density = stats.beta.logpdf(grid, fit.alpha, fit.beta)
-        height, color = row + 0.85 * np.exp(density - density.max()), METHOD_COLORS[method]
-        ax.fill_between(grid, row, height, color=color, alpha=0.6, linewidth=0)
-        ax.plot(grid, height, color=color, linewidth=1)
-        words = "known coin" if fit.alpha + fit.beta > 1e5 else f"Beta({fit.alpha:.1f}, {fit.beta:.1f})"
-        ax.text(0.99, row + 0.45, words, ha="right", va="center", fontsize=8.5)
-    if bias is not None:
-        ax.axvline(bias, color=FAINT, linewidth=0.8, linestyle=":")
-    ax.set_yticks(np.arange(len(fits)) + 0.4, [*reversed(fits)], fontsize=8.5)
-    ax.set(xlim=(0, 1), ylim=(-0.1, max(len(fits), 1)), xlabel="bias")
     return ax
 
 

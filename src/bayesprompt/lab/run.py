@@ -1,6 +1,7 @@
-"""Running a cell: from disk if it is there, else computed and stored, so that no two runs of it meet."""
+"""Running cells: from disk if they are there, else computed and stored, so that no two runs of one meet."""
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,37 @@ from bayesprompt.files import tree_hash
 from bayesprompt.lab import plan
 from bayesprompt.lab.cells import condense, load_cell, load_network
 from bayesprompt.lab.experiment import Cell, Run
-from bayesprompt.lab.stop import Stop
 from bayesprompt.provenance import provenance
 from bayesprompt.settings import fixed
 from bayesprompt.store import Store
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and does so after a checkpoint; `signal` is the signal's number, or 0."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+class Stop:
+    """Listens for SIGINT and SIGTERM, and to the clock; a second signal stops the program at once."""
+
+    def __init__(self, hours: float | int | None = None) -> None:
+        self.signal, self.end = 0, None if hours is None else time.monotonic() + 3600 * hours
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        print("stopping after the next checkpoint; once more stops at once", file=sys.stderr)
+
+    def check(self) -> None:
+        """Raise Stopped if it is time; called between cells, and after each checkpoint."""
+        if self.signal or (self.end is not None and time.monotonic() > self.end):
+            raise Stopped(self.signal)
 
 
 def run_cells(todo: list[Cell], store: Store, stop: Stop) -> None:

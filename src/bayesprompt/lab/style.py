@@ -19,11 +19,6 @@ STYLE: list[Any] = [
 ]
 
 
-def use_style() -> None:
-    """Draw everything from now on in the book's style (the figure is a white card, its text dark)."""
-    matplotlib.style.use(STYLE)
-
-
 def own_style() -> contextlib.AbstractContextManager[None]:
     """Draw in the book's style and leave the reader's settings as they were: a context, or a function's decorator."""
     return matplotlib.style.context(STYLE)

@@ -93,17 +93,22 @@ def _slider(name: str, given: list[Any], place: int, width: str) -> ipywidgets.S
     return slider
 
 
+def data_url(figure: Figure, dpi: float | int = DOTS_PER_INCH) -> str:
+    """Return the URL of a lossless picture that holds it: nothing to fetch, so it shows wherever the notebook goes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="webp", dpi=dpi, pil_kwargs={"lossless": True})  # a third of a PNG's size
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def _picture(draw: Callable[..., Figure], frame: dict[str, Any]) -> str:
-    """The frame as a data URL of a lossless picture: nothing to fetch, so it shows wherever the notebook goes."""
     figure = draw(**frame)
     if not isinstance(figure, Figure):
         raise UserError(f"draw = a function returning {type(figure).__name__}: it must return a Matplotlib figure")
-    buffer = io.BytesIO()
     if figure.get_layout_engine() is None:  # fit the labels in without changing the size from frame to frame
         figure.set_layout_engine("constrained")
-    figure.savefig(buffer, format="webp", dpi=DOTS_PER_INCH, pil_kwargs={"lossless": True})  # a third of a PNG's size
+    url = data_url(figure)
     plt.close(figure)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return url
 
 
 def _words(alt: str | Callable[..., str], frame: dict[str, Any]) -> str:
@@ -146,16 +151,14 @@ def _observed(sliders: list[ipywidgets.SelectionSlider], frames: dict[tuple[int,
     return picture
 
 
-def thumbnails(entries: Iterable[tuple[str, str, Figure, dict[str, str]]], pixels: int = 400) -> HTML:
+def thumbnails(entries: Iterable[tuple[str, str, Figure, dict[str, str]]]) -> HTML:
     """Return a grid of small pictures; an entry is a title, the page it links to, a figure, and verdicts by claim."""
     cards = []
     for title, link, figure, verdicts in entries:
-        with io.BytesIO() as buffer:
-            figure.savefig(buffer, format="webp", dpi=pixels / figure.get_figwidth(), pil_kwargs={"lossless": True})
-            picture = base64.b64encode(buffer.getvalue()).decode()
+        picture = data_url(figure, 400 / figure.get_figwidth())
         words = " ".join(_verdict(claim, verdict) for claim, verdict in verdicts.items())
         cards.append(
-            f'<div><a href="{html.escape(link)}"><img src="data:image/webp;base64,{picture}" alt="the figure, small">'
+            f'<div><a href="{html.escape(link)}"><img src="{picture}" alt="the figure, small">'
             f"<br>{html.escape(title)}</a><br>{words}</div>"
         )
     style = "display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.5rem"

@@ -4,7 +4,6 @@ Everything is NumPy: float64, but for the identities, which are judged in the re
 those of Petrov, Torr & Bibi (2024).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +26,6 @@ from bayesprompt.measures.attention import (
     relative_prefix_attention,
     spectrum,
 )
-
-# The lowest and the highest of Figure 7's ranges, with the median between them.
-RANGE = (0.01, 0.5, 0.99)
 
 
 def participation_ratio(x: Float[Numbers, "B d"]) -> float:
@@ -56,16 +52,12 @@ def bias_directions(reading: Reading, row: int) -> Float[np.ndarray, " H"]:
     return np.array([participation_ratio(bias[:, head]) for head in range(bias.shape[1])])
 
 
-def prefix_range(
-    reading: Reading, row: int, levels: Sequence[float] = RANGE, relative: bool = True
-) -> Float[np.ndarray, "levels H S"]:
-    """Return quantiles over the batch of one row's attention to each prefix row, head by head (Figure 7).
+def prefix_range(reading: Reading, row: int) -> Float[np.ndarray, "3 H S"]:
+    """Return Figure 7's ranges: over the batch, of one row's attention within the prefix, to each of its rows, by head.
 
-    reading has leading axes (B, H). relative: the attention within the prefix, which sums to 1, as in the figure.
+    They are the 1st, 50th and 99th percentiles. reading has leading axes (B, H).
     """
-    one = up_to(reading, row)
-    found = relative_prefix_attention(one) if relative else attention(one).prefix
-    return np.quantile(found[:, :, -1], levels, axis=0)
+    return np.quantile(relative_prefix_attention(up_to(reading, row))[:, :, -1], (0.01, 0.5, 0.99), axis=0)
 
 
 def moved_attention(a: Float[Numbers, "*rows n m"], b: Float[Numbers, "*rows n m"]) -> Float[np.ndarray, "*rows n"]:

@@ -43,9 +43,7 @@ def one_head(reading: Reading, sequence: int = 0, head: int = 0) -> Reading:
 
 
 @own_style()
-def attention_map(
-    ax: Axes, reading: Reading, tokens: Digits, relative: bool = False, first_row: int = 0, highest: float = 1.0
-) -> AxesImage:
+def attention_map(ax: Axes, reading: Reading, tokens: Digits, relative: bool = False, first_row: int = 0) -> AxesImage:
     """Draw how one head divides each row's attention over prefix, input and answer, from row `first_row` (0-based) on.
 
     `relative` draws the attention within the content (Eq. 6). Rows are named by the digit that stands there, and what
@@ -60,7 +58,7 @@ def attention_map(
     parts = [relative_content_attention(reading)] if relative else [found.prefix, found.content]
     weights = np.concatenate(parts, axis=-1)[first_row:]
     size = weights.shape[1] - rows  # columns before the content
-    image = ax.imshow(weights, cmap="magma_r", vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
+    image = ax.imshow(weights, cmap="magma_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     for edge in (size - 0.5, size + SIZE - 0.5):
         if edge > 0:
             ax.axvline(edge, color=FAINT, linewidth=0.8)
@@ -83,15 +81,12 @@ Panel = tuple[Reading, Digits] | None
 def attention_maps(
     rows: Sequence[Mapping[str, Panel]],
     labels: Sequence[str] | None = None,
-    relative: bool | Sequence[bool] = False,
+    relative: bool = False,
     first_row: int = 0,
     height: float = 3.2,
-    highest: float = 1.0,
 ) -> Figure:
     """Draw rows of maps side by side, each named, of a reading of one head with its tokens; None: not computed."""
-    relative = [relative] * len(rows) if isinstance(relative, bool) else relative
-    width = max(map(len, rows))
-    figure, grid = plt.subplots(len(rows), width, figsize=(10.5, height * len(rows)), squeeze=False)
+    figure, grid = plt.subplots(len(rows), max(map(len, rows)), figsize=(10.5, height * len(rows)), squeeze=False)
     image = None
     for number, (axes, panels) in enumerate(zip(grid, rows, strict=True)):
         for ax, (title, panel) in zip(axes, panels.items(), strict=True):
@@ -99,7 +94,7 @@ def attention_maps(
             if panel is None:
                 say_missing(ax)
                 continue
-            image = attention_map(ax, *panel, relative[number], first_row, highest)
+            image = attention_map(ax, *panel, relative, first_row)
         axes[0].set_ylabel(labels[number] if labels else "row that attends", fontsize=9)
     if image is not None:
         figure.colorbar(image, ax=grid, shrink=0.6, aspect=30, pad=0.01, label="attention")
@@ -131,50 +126,12 @@ def block_outputs(sizes: GPT, model: Model, inputs: Int[Array | np.ndarray, "B 1
 
 
 def completed_tasks(
-    sizes: GPT,
-    model: Model,
-    inputs: Int[Array | np.ndarray, "B 10"],
-    tasks: Sequence[str] = PRETRAINING_TASKS,
+    sizes: GPT, model: Model, inputs: Int[Array | np.ndarray, "B 10"], tasks: Sequence[str] = PRETRAINING_TASKS
 ) -> Int[np.ndarray, " B"]:
     """Return which of these tasks each greedy answer solves, as an index; -1 for none; the first of several."""
     said = np.asarray(decode(sizes, model[0], inputs, model[1]))
     solved = np.stack([(said == np.asarray(answer(inputs, TASKS.index(task)))).all(axis=1) for task in tasks])
     return np.where(solved.any(axis=0), solved.argmax(axis=0), -1)
-
-
-@own_style()
-def clusters(
-    axes: Sequence[Axes] | np.ndarray,
-    before: Float[np.ndarray, "B D"],
-    completed: Int[np.ndarray, " B"],
-    after: Mapping[str, Float[np.ndarray, "B D"]],
-) -> Sequence[Axes] | np.ndarray:
-    """Draw outputs in the plane of the first two components of all of them (Figure 3).
-
-    Left, `before`: without a prefix, coloured by the task that the answer solves. Right, `after`: under each task's
-    prefix, with lines from where the same input's output was.
-    """
-    components = principal_components(np.concatenate([before, *after.values()]))
-    left, right = axes
-    points = project(components, before)
-    for index, task in enumerate([*after, "none"]):
-        chosen = completed == (index if task != "none" else -1)
-        left.plot(*points[chosen].T, ".", color=TASK_COLORS.get(task, "#aaaaaa"), markersize=6, label=task)
-    left.legend(fontsize=8, title="its answer solves", title_fontsize=8, loc="best")
-    left.set_title("without a prefix", fontsize=10)
-    right.plot(*points.T, ".", color="#777777", markersize=3, zorder=3)
-    for task, outputs in after.items():
-        there = project(components, outputs)
-        lines = np.stack([points, there, np.full_like(there, np.nan)], axis=1).reshape(-1, 2)
-        right.plot(*lines.T, color=TASK_COLORS[task], linewidth=0.4, alpha=0.35)
-        right.plot(*there.T, ".", color=TASK_COLORS[task], markersize=6)
-        card = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": TASK_COLORS[task], "alpha": 0.9}
-        right.text(*there.mean(axis=0), task, ha="center", va="center", fontsize=8.5, bbox=card, zorder=4)
-    right.set_title("under each task's prefix (grey: without)", fontsize=10)
-    share = components.variance / components.variance.sum()
-    for ax in axes:
-        ax.set(xlabel=f"component 1 ({share[0]:.0%} of variance)", ylabel=f"component 2 ({share[1]:.0%})")
-    return axes
 
 
 @own_style()
@@ -208,7 +165,11 @@ def skill_maps(store: Store, of: DigitExperiment, scale: str = "paper") -> Figur
 
 @own_style()
 def prefix_clusters(store: Store, of: DigitExperiment, scale: str = "paper") -> Figure:
-    """Draw attention block outputs at the last input row, without a prefix and under each one's (Figure 3)."""
+    """Draw attention block outputs at the last input row in the plane of their first two components (Figure 3).
+
+    Left: without a prefix, coloured by the task that the answer solves. Right: under each task's prefix, with lines
+    from where the same input's output was.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6))
     tuned = load_models(of, "PrefixTuning", store, scale)
     if tuned is None:
@@ -216,10 +177,28 @@ def prefix_clusters(store: Store, of: DigitExperiment, scale: str = "paper") -> 
             say_missing(ax)
         return add_provenance(figure, [None])
     inputs, base = held_out_inputs(tuned.cell)[:POINTS], (tuned.models[0][0], NO_PREFIX)
-    tasks = of.tasks
-    after = {t: block_outputs(tuned.sizes, model, inputs) for t, model in zip(tasks, tuned.models, strict=True)}
-    completed = completed_tasks(tuned.sizes, base, inputs, tasks)
-    clusters(axes, block_outputs(tuned.sizes, base, inputs), completed, after)
+    after = {t: block_outputs(tuned.sizes, model, inputs) for t, model in zip(of.tasks, tuned.models, strict=True)}
+    completed, before = completed_tasks(tuned.sizes, base, inputs, of.tasks), block_outputs(tuned.sizes, base, inputs)
+    components = principal_components(np.concatenate([before, *after.values()]))
+    left, right = axes
+    points = project(components, before)
+    for index, task in enumerate([*after, "none"]):
+        chosen = completed == (index if task != "none" else -1)
+        left.plot(*points[chosen].T, ".", color=TASK_COLORS.get(task, "#aaaaaa"), markersize=6, label=task)
+    left.legend(fontsize=8, title="its answer solves", title_fontsize=8, loc="best")
+    left.set_title("without a prefix", fontsize=10)
+    right.plot(*points.T, ".", color="#777777", markersize=3, zorder=3)
+    for task, outputs in after.items():
+        there = project(components, outputs)
+        lines = np.stack([points, there, np.full_like(there, np.nan)], axis=1).reshape(-1, 2)
+        right.plot(*lines.T, color=TASK_COLORS[task], linewidth=0.4, alpha=0.35)
+        right.plot(*there.T, ".", color=TASK_COLORS[task], markersize=6)
+        card = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": TASK_COLORS[task], "alpha": 0.9}
+        right.text(*there.mean(axis=0), task, ha="center", va="center", fontsize=8.5, bbox=card, zorder=4)
+    right.set_title("under each task's prefix (grey: without)", fontsize=10)
+    share = components.variance / components.variance.sum()
+    for ax in axes:
+        ax.set(xlabel=f"component 1 ({share[0]:.0%} of variance)", ylabel=f"component 2 ({share[1]:.0%})")
     return add_provenance(figure, [tuned.dataset])
 
 

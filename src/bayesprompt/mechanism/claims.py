@@ -85,12 +85,8 @@ def _p13(results: Results) -> Iterator[Part]:
     if soft is not None and hard is not None:
         shares = [{n: r.mean() for n, r in reached_by_length(each).items()} for each in (soft, hard)]
         most = float(max(shares[0][n] - shares[1][n] for n in shares[0] if n >= 4))
-    yield Part(
-        "targets reached by one soft token less by the best hard one, largest share at 4 tokens or more",
-        most,
-        ">=",
-        0.5,
-    )
+    label = "targets reached by one soft token less by the best hard one, largest share at 4 tokens or more"
+    yield Part(label, most, ">=", 0.5)
 
 
 _EXACT = exact_claims(  # tests/mechanism/test_exact_claims.py computes them

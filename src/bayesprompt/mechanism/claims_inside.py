@@ -8,12 +8,7 @@ import numpy as np
 from bayesprompt.lab.cells import load_network
 from bayesprompt.lab.experiment import Cell
 from bayesprompt.lab.judging import Claim, Part, Results
-from bayesprompt.measures.attention import (
-    Reading,
-    bias_decomposition,
-    outputs,
-    relative_content_attention,
-)
+from bayesprompt.measures.attention import Reading, bias_decomposition, outputs, relative_content_attention
 from bayesprompt.measures.subspaces import (
     beyond_rank,
     bias_directions,
@@ -22,8 +17,7 @@ from bayesprompt.measures.subspaces import (
     moved_attention,
 )
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS, held_out_inputs, load_tuned
-from bayesprompt.models.gpt import GPT, make_gpt
-from bayesprompt.models.predictor import Params
+from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.models.trace import composed_heads, first_rows, inspect, layers_from_soft, soft_from_hard
 from bayesprompt.prompting.compute import evaluation_data
@@ -49,53 +43,40 @@ def _worst(found, reference) -> float:
 _PREFIXED = ("sorting", "eliciting-skills", "longer-prefixes")
 
 
-def _coin_readings(results: Results) -> Iterator[Reading] | None:
-    """What the coin Transformer reads behind each of its tuned soft prefixes, on 16 sequences of 50 flips; or None."""
-    if (given := _coin_transformer(results)) is None:
-        return None
-    prefixes, predictor, params, tokens = given
-    return (inspect(predictor, params, tokens, Prefix(embeddings=rows)).layers[0].reading for rows in prefixes)
-
-
-def _digit_readings(results: Results, experiment: str) -> Iterator[Reading] | None:
-    """What each block reads behind each tuned prefix, on 16 held-out inputs and their answers; or None."""
-    if (found := _digit_models(results, experiment)) is None:
-        return None
-    sizes, models, tokens = found
-    each = zip(models, tokens, strict=True)
-    return (reading for model, rows in each for reading in _readings(sizes, model, rows[:16]))
-
-
-def _readings(sizes: GPT, model: tuple[Params, Prefix], tokens: np.ndarray) -> list[Reading]:
-    params, prefix = model
-    return [layer.reading for layer in inspect(make_gpt(sizes), params, tokens, prefix).layers]
-
-
-def _digit_models(results: Results, experiment: str, method: str = "PrefixTuning"):
-    """Sizes; for each task (params, prefix), and 1000 held-out inputs with answers; None where something is missing."""
-    cell = Cell(DIGIT_EXPERIMENTS[experiment], "gpt", method, results.scale)
-    if results.cell(experiment, "gpt", method) is None or (tuned := load_tuned(cell, results.store)) is None:
+def _digit_models(results: Results, experiment: str):
+    """The predictor; for each task (params, prefix), and 1000 held-out inputs with answers; None without the cell."""
+    cell = Cell(DIGIT_EXPERIMENTS[experiment], "gpt", "PrefixTuning", results.scale)
+    if results.cell(experiment, *cell[1:3]) is None or (tuned := load_tuned(cell, results.store)) is None:
         return None
     inputs = held_out_inputs(cell)[:1000]
-    tokens = [with_answer(inputs, task) for task in cell.experiment.tasks]
-    return tuned.sizes, tuned.models, tokens
+    return cell.predictor, tuned.models, [with_answer(inputs, task) for task in cell.experiment.tasks]
+
+
+def _readings(predictor: Predictor, params: Params, prefix: Prefix, tokens: np.ndarray) -> list[Reading]:
+    return jax.device_get([layer.reading for layer in inspect(predictor, params, tokens, prefix).layers])
 
 
 def _every_reading(results: Results) -> Iterator[tuple[str, Iterator[Reading] | None]]:
-    yield "coin Transformer", _coin_readings(results)
+    """What each block reads behind each tuned prefix, on 16 texts; None for an experiment without its cell."""
+    readings = None
+    if (given := _coin_transformer(results)) is not None:
+        prefixes, predictor, params, flips = given
+        readings = (_readings(predictor, params, Prefix(embeddings=rows), flips)[0] for rows in prefixes)
+    yield "coin Transformer", readings
     for experiment in _PREFIXED:
-        yield experiment, _digit_readings(results, experiment)
-
-
-def _arrays(readings: Iterator[Reading]) -> Iterator[Reading]:
-    return (jax.tree.map(np.asarray, reading) for reading in readings)
+        readings = None
+        if (found := _digit_models(results, experiment)) is not None:
+            predictor, *both = found
+            each = zip(*both, strict=True)
+            readings = (r for model, rows in each for r in _readings(predictor, *model, rows[:16]))
+        yield experiment, readings
 
 
 def _p5(results: Results) -> Iterator[Part]:
     for name, readings in _every_reading(results):
         error = None
         if readings is not None:
-            error = max(float(identity_errors(reading).content.max()) for reading in _arrays(readings))
+            error = max(float(identity_errors(reading).content.max()) for reading in readings)
         yield Part(f"{name}, every head: content attention with and without prefix", error, "<=", RELATIVE)
 
 
@@ -104,7 +85,7 @@ def _p6(results: Results) -> Iterator[Part]:
         error = beyond = block = None
         if readings is not None:
             error = beyond = block = 0.0
-            for reading in _arrays(readings):
+            for reading in readings:
                 found, whole = identity_errors(reading), outputs(reading)
                 error, beyond = max(error, found.bias.max()), max(beyond, found.rank.max())
                 # The block's bias is a linear map of its heads' biases side by side.
@@ -139,11 +120,11 @@ def _p11(results: Results) -> Iterator[Part]:
     """Over the inputs at the last input's row, the median head of the layer and prefix where it is largest."""
     largest, pads = None, DIGIT_EXPERIMENTS["longer-prefixes"].largest.pads
     if (found := _digit_models(results, "longer-prefixes")) is not None:
-        sizes, models, tokens = found
+        predictor, *both = found
         largest = max(
             float(np.median(bias_directions(reading, SIZE - 1)))
-            for model, rows in zip(models, tokens, strict=True)
-            for reading in _readings(sizes, model, rows)
+            for model, rows in zip(*both, strict=True)
+            for reading in _readings(predictor, *model, rows)
         )
     yield Part("participation ratio of a head's bias, median head, largest layer and prefix", largest, "<=", pads / 2)
 
@@ -151,16 +132,16 @@ def _p11(results: Results) -> Iterator[Part]:
 def _p12(results: Results) -> Iterator[Part]:
     error, moved = None, [None, None]
     if (found := _digit_models(results, "longer-prefixes")) is not None:
-        sizes, models, tokens = found
-        error, moves = 0.0, []
-        for (params, prefix), rows in zip(models, tokens, strict=True):
+        predictor, *both = found
+        sizes, error, moves = predictor.architecture, 0.0, []
+        for (params, prefix), rows in zip(*both, strict=True):
             first, second = (composed_heads(sizes, params, layer) for layer in (0, 1))
             x, s = first_rows(sizes, params, rows[:1], prefix)
             for head in second:
                 terms, logits = composed_logits(first, head, x[0], s)
                 error = max(error, _worst(sum(terms), logits))
-            readings = [_readings(sizes, (params, p), rows) for p in (prefix, NO_PREFIX)]
-            content = [[relative_content_attention(r) for r in layers[:2]] for layers in jax.device_get(readings)]
+            readings = [_readings(predictor, params, p, rows) for p in (prefix, NO_PREFIX)]
+            content = [[relative_content_attention(r) for r in layers[:2]] for layers in readings]
             moves.append([float(moved_attention(*pair).mean()) for pair in zip(*content, strict=True)])
         moved = np.mean(moves, axis=0).tolist()
     yield Part("composed layers: four terms against the logits", error, "<=", RELATIVE)

@@ -1,4 +1,4 @@
-"""Four Transformers with weights chosen by hand, which a virtual token commands completely (Appendix A); re-embedding.
+"""Four Transformers with weights chosen by hand, which a virtual token commands completely (Appendix A).
 
 Tokens are 0-based: 0..V-1. (With the printed codes m(x)/V of 1-based tokens, A.2 to A.4 decode one too high, since the
 last layer's tangents touch at 0, 1/V, ..., (V-1)/V. The printed W_K^fst of Eq. 8 ends in ones, where it needs zeros.)
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from bayesprompt.checks import UserError, check_integer
+from bayesprompt.checks import UserError, check_integer, check_tokens
 from bayesprompt.measures.attention import Head, attention_block
 
 # Neighbouring tokens' confidences differ by 1/V**2 where they should: beyond this V, float64 rounds them together.
@@ -157,17 +157,17 @@ def unpack(V: int) -> tuple[LinearLayer, ...]:
 
 def encode_sequence(tokens: Tokens, V: int) -> Float[np.ndarray, "*B 1 rows"]:
     """Return A.1's virtual token, s_1 = (Y_1 / V, ..., Y_N / V); raises ValueError for tokens outside 0..V-1."""
-    return _check_tokens("tokens", tokens, V)[..., None, :] / V
+    return check_tokens(tokens, V)[..., None, :] / V
 
 
 def encode_map(m: Int[np.ndarray, "*B V"]) -> Float[np.ndarray, "*B 1 V"]:
     """Return A.2's virtual token, s_1 = (m(0) / V, ..., m(V-1) / V); raises ValueError for values outside 0..V-1."""
-    return _check_tokens("m", m, m.shape[-1])[..., None, :] / m.shape[-1]
+    return check_tokens(m, m.shape[-1], "m")[..., None, :] / m.shape[-1]
 
 
 def encode_long_map(m: Int[np.ndarray, "*B V N_0"]) -> Float[np.ndarray, "*B N_0 V"]:
     """Return A.3's virtual tokens, s_i = (m(0)_i / V, ..., m(V-1)_i / V); raises ValueError for values not below V."""
-    return _check_tokens("m", m, m.shape[-2]).swapaxes(-1, -2) / m.shape[-2]
+    return check_tokens(m, m.shape[-2], "m").swapaxes(-1, -2) / m.shape[-2]
 
 
 def encode_pair_map(m: Int[np.ndarray, "*B V V"]) -> Float[np.ndarray, "*B 2 V"]:
@@ -177,24 +177,8 @@ def encode_pair_map(m: Int[np.ndarray, "*B V V"]) -> Float[np.ndarray, "*B 2 V"]
     """
     V = m.shape[-1]
     check_integer("V", V, 1, LARGEST_PAIRS_V)
-    levels = (_check_tokens("m", m, V).astype(np.int64) * V ** np.arange(V)).sum(axis=-1) / V**V
+    levels = (check_tokens(m, V, "m").astype(np.int64) * V ** np.arange(V)).sum(axis=-1) / V**V
     return np.stack([np.zeros_like(levels), levels], axis=-2)
-
-
-def reembedding(
-    head: Head, tokens: Float[np.ndarray, "V d_in"], wanted: Float[np.ndarray, "V d_out"]
-) -> Float[np.ndarray, "V d_in"]:
-    """Return V prefix rows behind which a head (T = 1) puts out row v of `wanted` wherever it reads row v of `tokens`.
-
-    Prefix row v has W_V s_v = wanted_v, and a score that leaves all others behind for token v and is 0 for the other
-    tokens: V + d_out linear equations in d_in numbers. Raises UserError where they are not independent.
-    """
-    queries = tokens @ head.W_Q.T / head.W_Q.shape[0] ** 0.5
-    equations = np.vstack([queries @ head.W_K, head.W_V])
-    if (rank := np.linalg.matrix_rank(equations)) < len(equations):
-        raise UserError(f"head, tokens = rank {rank}: must leave {len(equations)} independent equations")
-    score = 50 + max(0, (queries @ head.W_K @ tokens.T).max())  # exp(-50) is below float64's rounding
-    return np.linalg.lstsq(equations, np.vstack([score * np.eye(len(tokens)), wanted.T]))[0].T
 
 
 def forward(construction: Construction, embeddings: Float[np.ndarray, "*B p d_e"]) -> Float[np.ndarray, "*B p V"]:
@@ -224,7 +208,7 @@ def generate(
     Raises ValueError for user tokens outside 0..V-1, or more steps than the context holds.
     """
     V = construction.E.shape[1]
-    rows = np.concatenate([virtual, construction.E.T[_check_tokens("user", user, V)]], axis=-2)
+    rows = np.concatenate([virtual, construction.E.T[check_tokens(user, V, "user")]], axis=-2)
     written = np.empty((*rows.shape[:-2], 0), int)
     for _ in range(steps):
         chosen = forward(construction, rows)[..., -1, :].argmax(axis=-1)[..., None]
@@ -248,9 +232,3 @@ def _read_out(size: int, V: int) -> tuple[LinearLayer, ...]:
 
 def _wide(*blocks: np.ndarray) -> np.ndarray:
     return np.concatenate(blocks, axis=1)
-
-
-def _check_tokens(name: str, tokens: np.ndarray, V: int) -> np.ndarray:
-    if tokens.size and not (0 <= tokens.min() and tokens.max() < V):
-        raise UserError(f"{name} = {tokens.min()}..{tokens.max()}: must lie in 0..{V - 1}")
-    return tokens

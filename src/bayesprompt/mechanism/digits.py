@@ -163,9 +163,8 @@ def load_tuned(cell: Cell, store: Store) -> Tuned | None:
     if cell.method == "PrefixTuning":
         models = [(base, Prefix(layers=jnp.asarray(rows))) for rows in dataset.prefix.values]
     elif not cell.makes_network:
-        tuner, keys = cell.experiment.tuner(cell.method, cell.scale), jax.random.split(make_key(0), 1)
-        like = jax.eval_shape(jax.vmap(lambda key: tuner.init(key, base)), keys)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((cell.repetitions, *x.shape[1:]), x.dtype), like)
+        tuner, keys = cell.experiment.tuner(cell.method, cell.scale), jax.random.split(make_key(0), cell.repetitions)
+        like = jax.eval_shape(jax.vmap(tuner.init, (0, None)), keys, base)
         if (phi := load_arrays_of(cell, dataset, store, like)) is None:
             return None
         models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(cell.repetitions)]

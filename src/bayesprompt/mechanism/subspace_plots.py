@@ -1,6 +1,4 @@
-"""Pictures of what a longer prefix's rows do: the range of attention on each (Figure 7), and where their biases lie."""
-
-from typing import NamedTuple
+"""Pictures of what a longer prefix's rows do: the range of attention on each (Figure 7)."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,9 +8,8 @@ from matplotlib.figure import Figure
 
 from bayesprompt.lab.plotting import add_provenance, say_missing
 from bayesprompt.lab.style import own_style
-from bayesprompt.measures.attention import bias_decomposition
-from bayesprompt.measures.components import principal_components, project
-from bayesprompt.measures.subspaces import participation_ratio, prefix_range, up_to
+from bayesprompt.measures.attention import Reading
+from bayesprompt.measures.subspaces import prefix_range, up_to
 from bayesprompt.mechanism.attention_plots import TASK_COLORS
 from bayesprompt.mechanism.digits import DigitExperiment, Tuned, held_out_inputs, load_models
 from bayesprompt.models.gpt import make_gpt
@@ -24,26 +21,13 @@ from bayesprompt.store import Store
 INPUTS = 1000
 
 
-class LastInput(NamedTuple):
-    """What one layer's prefix does at the last input row, where the answer's first digit is chosen."""
-
-    ranges: Float[np.ndarray, "3 H S"]  # 1st, 50th and 99th percentile of the attention within the prefix
-    bias: Float[np.ndarray, "B H d"]
-
-    @property
-    def directions(self) -> Float[np.ndarray, " H"]:
-        """Participation ratio of each head's bias, centred."""
-        return np.array([participation_ratio(self.bias[:, head]) for head in range(self.bias.shape[1])])
-
-
-def at_last_input(tuned: Tuned, model: int) -> tuple[Int[np.ndarray, "B 10"], list[LastInput]]:
-    """Return up to 1000 held-out inputs, and what every layer's prefix does at their last digit, float64."""
+def at_last_input(tuned: Tuned, model: int) -> tuple[Int[np.ndarray, "B 10"], list[Reading]]:
+    """Return up to 1000 held-out inputs, and what every layer reads at their last digit, where the answer begins."""
     inputs = held_out_inputs(tuned.cell)[:INPUTS]
     params, prefix = tuned.models[model]
     tokens = np.concatenate([inputs, np.zeros_like(inputs)], axis=1)  # that row does not see the answer
-    readings = (layer.reading for layer in inspect(make_gpt(tuned.sizes), params, tokens, prefix).layers)
-    last = (up_to(reading, SIZE - 1) for reading in readings)
-    return inputs, [LastInput(prefix_range(r, 0), bias_decomposition(r).bias[:, :, 0]) for r in last]
+    layers = inspect(make_gpt(tuned.sizes), params, tokens, prefix).layers
+    return inputs, [up_to(layer.reading, SIZE - 1) for layer in layers]
 
 
 @own_style()
@@ -71,24 +55,11 @@ def prefix_ranges(store: Store, of: DigitExperiment, scale: str = "paper") -> Fi
         for ax in grid.flat:
             say_missing(ax)
         return add_provenance(figure, [None])
-    found = at_last_input(tuned, 0)[1]
+    ranges = [prefix_range(reading, 0) for reading in at_last_input(tuned, 0)[1]]
     for (layer, head), ax in np.ndenumerate(grid):
-        range_bars(ax, found[layer].ranges[:, head], TASK_COLORS[of.tasks[0]])
+        range_bars(ax, ranges[layer][:, head], TASK_COLORS[of.tasks[0]])
         ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8.5, pad=3)
     for ax in grid[-1]:
         ax.set_xlabel("prefix row")
     figure.supylabel("attention within the prefix", fontsize=10)
     return add_provenance(figure, [tuned.dataset])
-
-
-@own_style()
-def bias_plane(ax: Axes, bias: Float[np.ndarray, "B d"], digits: Int[np.ndarray, " B"]) -> Axes:
-    """Draw one head's biases in the plane of their first two components, coloured by a digit of each input (0 to 7)."""
-    components = principal_components(bias)
-    share = components.variance / components.variance.sum()
-    points, colors = project(components, bias), plt.cm.viridis(np.linspace(0, 0.95, 8))
-    for digit in range(8):
-        ax.plot(*points[digits == digit].T, ".", color=colors[digit], markersize=3.5, label=str(digit))
-    ax.set(xlabel=f"component 1 ({share[0]:.0%} of variance)", ylabel=f"component 2 ({share[1]:.0%})")
-    ax.legend(fontsize=7, title="last digit", title_fontsize=7, ncols=2, markerscale=1.5, loc="best")
-    return ax

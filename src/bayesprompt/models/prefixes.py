@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from bayesprompt.checks import UserError
+from bayesprompt.checks import UserError, check_tokens
 
 # Exhaustive search over hard prefixes stops here: 2**16 prefixes on 2048 sequences are already an hour of CPU time.
 MAX_HARD_PREFIXES = 2**16
@@ -41,10 +41,7 @@ NO_PREFIX = Prefix()
 
 def hard_prefix(tokens: Int[Array | np.ndarray, " L"], num_tokens: int = 2) -> Prefix:
     """Return the one-hot prefix of `tokens`; raises UserError for a token outside 0..num_tokens-1."""
-    tokens = np.asarray(tokens)
-    if tokens.size and not (0 <= tokens.min() and tokens.max() < num_tokens):
-        raise UserError(f"tokens = {tokens.tolist()}: must lie in 0..{num_tokens - 1}")
-    return Prefix(inputs=jax.nn.one_hot(tokens, num_tokens))
+    return Prefix(inputs=jax.nn.one_hot(check_tokens(tokens, num_tokens), num_tokens))
 
 
 def all_hard_prefixes(prefix_length: int, num_tokens: int = 2) -> Int[np.ndarray, "prefixes L"]:

@@ -200,13 +200,9 @@ def _g19(results: Results) -> Iterator[Part]:
         knew = None if base is None else 5 * float(base.excess.sel(n=100))
         forgot = None if tuned is None else float(tuned.forgetting.isel(seen_random=-1).median())
         yield Part(f"{network}: FullWT's excess over Laplace against 5 times NoTuning's", forgot, ">=", knew)
-        others = 0
-        for method in PREFIX_METHODS:
-            cell = results.cell("two-coins", network, method)
-            if cell is None or base is None:
-                others = None
-                break
-            others += json.loads(cell.config)["network"] != base.attrs["network"]
+        prefixed, others = [results.cell("two-coins", network, method) for method in PREFIX_METHODS], None
+        if all(cell is not None for cell in (base, *prefixed)):
+            others = sum(json.loads(cell.config)["network"] != base.attrs["network"] for cell in prefixed)
         yield Part(f"{network}: prefixes that changed the network below them", others, "<=", 0)
 
 

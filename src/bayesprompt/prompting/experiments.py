@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesprompt.lab.experiment import NETWORKS, SWEPT, Result, Run, Sweep
+from bayesprompt.lab.experiment import BAYES_METHODS, NETWORKS, SWEPT, Result, Run, Sweep
 from bayesprompt.models.predictor import LSTM, Architecture, Predictor, Transformer, make_predictor
 from bayesprompt.models.prefixes import MAX_HARD_PREFIXES
 from bayesprompt.prompting.compute import SCALES, compute
@@ -14,7 +14,6 @@ from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Markov, Source
 from bayesprompt.sources.coins import to_config
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
 
-BAYES_METHODS = ("TargetBayes", "PreBayes", "PreBayesPT")
 NETWORK_METHODS = ("NoTuning", "RandomPF", *METHODS)
 LORA_RANK = 4
 
@@ -227,9 +226,5 @@ SWEEPS = {
     ),
 }  # fmt: skip
 EXPERIMENTS |= {experiment.name: experiment for experiment in _NARROWER.values()}
-EXPERIMENTS |= {
-    experiment.name: experiment
-    for sweep in SWEEPS.values()
-    for experiment in sweep.experiments.values()
-    if experiment.name not in EXPERIMENTS
-}
+for _each in SWEEPS.values():
+    EXPERIMENTS |= {experiment.name: experiment for experiment in _each.experiments.values()}

@@ -23,12 +23,11 @@ from bayesprompt.lab.plotting import (
 from bayesprompt.lab.style import own_style
 from bayesprompt.measures.beliefs import BetaFit
 from bayesprompt.prompting.experiments import EXPERIMENTS, MIXTURE, SINGLE_COIN, CoinExperiment
-from bayesprompt.prompting.state_plots import states_under_prefixes, structure_and_prefixes
+from bayesprompt.prompting.state_plots import NETWORKS, states_under_prefixes, structure_and_prefixes
 from bayesprompt.sources.base import Exchangeable
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS, WEIGHT_METHODS
 
-NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
 KINDS = {"not tuned": ("NoTuning", "RandomPF"), "prefixes": PREFIX_METHODS, "weights": WEIGHT_METHODS}
 
 

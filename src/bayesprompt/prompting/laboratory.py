@@ -125,11 +125,7 @@ class Outcome(NamedTuple):
     phi: Any = None
 
 
-def _never(*_: Any) -> None:
-    return None
-
-
-def work(settings: Settings, base: Params | None = None, watch: Watch = _never) -> Outcome:
+def work(settings: Settings, base: Params | None = None, watch: Watch = lambda *_: None) -> Outcome:
     """Train the network (unless its parameters are given), tune it, and evaluate every repetition.
 
     A stage that `watch` stops ends with the steps that are done.

@@ -1,9 +1,7 @@
 """The laboratory's sliders, buttons and curves: ipywidgets 7 or 8, and a kernel."""
 
-import base64
 import dataclasses
 import html
-import io
 import threading
 import time
 from typing import Any
@@ -13,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bayesprompt.checks import UserError
 from bayesprompt.lab.plotting import METHOD_COLORS
+from bayesprompt.lab.widgets import data_url
 from bayesprompt.prompting import laboratory
 from bayesprompt.prompting.laboratory import TARGETS, Outcome, Settings
 from bayesprompt.store import Store
@@ -51,27 +50,17 @@ class Laboratory(ipywidgets.VBox):
         self.stop.disabled = self.keep.disabled = True
         self.names = ipywidgets.Dropdown(options=laboratory.saved(self.store), description="saved")
         self.status, self.curve, self.result, self.code = (ipywidgets.HTML() for _ in range(4))
-        for button, does in {
-            self.start: self._begin,
-            self.stop: self._halt,
-            self.keep: self._save,
-            self.fetch: self._load,
-        }.items():
-            button.on_click(does)
+        self.start.on_click(self._begin)
+        self.stop.on_click(self._halt)
+        self.keep.on_click(self._save)
+        self.fetch.on_click(self._load)
         for field in self.fields.values():
             field.observe(self._changed, "value")
         grid = ipywidgets.Layout(grid_template_columns="repeat(auto-fit, minmax(19em, 1fr))")
-        super().__init__(
-            [
-                ipywidgets.GridBox(list(self.fields.values()), layout=grid),
-                ipywidgets.HBox([self.start, self.stop, self.keep], layout=ipywidgets.Layout(flex_flow="row wrap")),
-                self.status,
-                self.curve,
-                self.result,
-                ipywidgets.HBox([self.names, self.fetch], layout=ipywidgets.Layout(flex_flow="row wrap")),
-                self.code,
-            ]
-        )
+        fields, wrapped = ipywidgets.GridBox(list(self.fields.values()), layout=grid), {"flex_flow": "row wrap"}
+        above = ipywidgets.HBox([self.start, self.stop, self.keep], layout=wrapped)
+        below = ipywidgets.HBox([self.names, self.fetch], layout=wrapped)
+        super().__init__([fields, above, self.status, self.curve, self.result, below, self.code])
         self.add_class("laboratory")
         self._changed()
 
@@ -139,7 +128,8 @@ class Laboratory(ipywidgets.VBox):
         except Exception as error:  # a thread's error would be seen by nobody
             self._say(f"{type(error).__name__}: {error}")
         finally:
-            self.start.disabled, self.stop.disabled, self.keep.disabled = False, True, self.outcome is None
+            computed = self.outcome is not None and self.outcome.base is not None  # not one that was loaded
+            self.start.disabled, self.stop.disabled, self.keep.disabled = False, True, not computed
 
     def _say(self, words: str) -> None:
         self.status.value = f'<p role="status">{html.escape(words)}</p>'
@@ -151,9 +141,8 @@ class Laboratory(ipywidgets.VBox):
         steps = dataset.sizes["tuning_step"]
         self._say(f"{words}; {steps} tuning steps; regret after {dataset.sizes['n']} tokens {last:.2f} nats")
         held = f"It predicts like {html.escape(laboratory.belief(self.outcome))}."
-        alt = (
-            f"Cumulative regret of {self.outcome.settings.method}, {last:.2f} nats at the end, beside exact predictors"
-        )
+        method = self.outcome.settings.method
+        alt = f"Cumulative regret of {method}, {last:.2f} nats at the end, beside exact predictors"
         self.result.value = _picture(_regrets(self.outcome), alt) + f"<p>{held}</p>"
 
     def _save(self, _: object) -> None:
@@ -203,25 +192,14 @@ def _regrets(outcome: Outcome) -> Figure:
     axes, method = figure.subplots(), outcome.settings.method
     axes.plot(dataset.n, dataset.regret.values.T, color=METHOD_COLORS[method], linewidth=0.8, alpha=0.6)
     axes.plot(dataset.n, dataset.regret.median("repetition"), color=METHOD_COLORS[method], linewidth=2, label=method)
-    for name, colour, style in (
-        ("untuned", "NoTuning", ":"),
-        ("pretraining_bayes", "PreBayes", "-."),
-        ("target_bayes", "TargetBayes", "--"),
-    ):
-        axes.plot(
-            dataset.n,
-            dataset[name],
-            style,
-            color=METHOD_COLORS[colour],
-            label=name.replace("_bayes", "'s Bayes predictor"),
-        )
+    others = {"untuned": "NoTuning", "pretraining_bayes": "PreBayes", "target_bayes": "TargetBayes"}
+    for (name, color), style in zip(others.items(), (":", "-.", "--"), strict=True):
+        words = name.replace("_bayes", "'s Bayes predictor")
+        axes.plot(dataset.n, dataset[name], style, color=METHOD_COLORS[color], label=words)
     axes.set(xlabel="tokens", ylabel="cumulative regret (nats)")
     axes.legend(fontsize=8)
     return figure
 
 
 def _picture(figure: Figure, alt: str) -> str:
-    with io.BytesIO() as buffer:
-        figure.savefig(buffer, format="png", dpi=100)
-        data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" style="max-width: 100%">'
+    return f'<img src="{data_url(figure, 100)}" alt="{html.escape(alt)}" style="max-width: 100%">'

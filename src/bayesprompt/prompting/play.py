@@ -6,7 +6,6 @@ computes and draws. It works wherever a notebook shows HTML; the book's pages ha
 
 import base64
 import html
-import io
 import json
 from importlib import resources
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from bayesprompt.checks import UserError
 from bayesprompt.files import array_name, tree_hash
 from bayesprompt.lab.cells import load_cell, load_network, median_repetition
 from bayesprompt.lab.experiment import Cell
+from bayesprompt.lab.widgets import data_url
 from bayesprompt.measures.regret import best_hard_prompt
 from bayesprompt.models.predictor import LSTM, Params, Predictor, predict_all
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
@@ -176,11 +176,8 @@ def twelve_bits(matrix: Float[np.ndarray, "rows columns"]) -> tuple[np.ndarray, 
 
 def page(still: Figure, alt: str, caption: str, store: Store | None = None, exact: bool = False) -> HTML:
     """Return the page's HTML. `still` is the figure that stands in for it on paper and where no script runs."""
-    with io.BytesIO() as buffer:
-        still.savefig(buffer, format="webp", dpi=150, pil_kwargs={"lossless": True})
-        picture = base64.b64encode(buffer.getvalue()).decode()
     figure = (
-        f'<figure class="still"><img src="data:image/webp;base64,{picture}" alt="{html.escape(alt)}">'
+        f'<figure class="still"><img src="{data_url(still)}" alt="{html.escape(alt)}">'
         f"<figcaption><p>{html.escape(caption)}</p></figcaption></figure>"
     )
     markup, style, script = (

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
-from scipy.ndimage import binary_closing
 
 from bayesprompt.lab.cells import load_cell, load_network
 from bayesprompt.lab.experiment import Cell
@@ -23,12 +22,12 @@ from bayesprompt.lab.style import own_style
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import Prefix
 from bayesprompt.prompting.experiments import PRETRAINING, CoinExperiment
-from bayesprompt.prompting.states import STEPS, Ordering, ordering, plane, states_after, tuned_prefixes
+from bayesprompt.prompting.states import STEPS, Ordering, internal_states, ordering, plane, tuned_prefixes
 from bayesprompt.settings import make_key
 from bayesprompt.store import Store
 from bayesprompt.tuning.tuners import PREFIX_METHODS
 
-TITLES = {"transformer": "Transformer", "lstm": "LSTM"}
+NETWORKS = {"transformer": "Transformer", "lstm": "LSTM"}
 # Sequences drawn under each prefix; with several repetitions each reads its part of them.
 SEQUENCES = 20
 
@@ -55,55 +54,50 @@ def load_ordered(store: Store, architecture: str, scale: str = "paper", network:
 
 def load_both(store: Store, scale: str = "paper") -> Networks:
     """Return both pretrained networks, as `load_ordered` does."""
-    return {name: load_ordered(store, name, scale) for name in TITLES}
+    return {name: load_ordered(store, name, scale) for name in NETWORKS}
 
 
 def paths(network: Ordered, prefixes: list[Prefix], experiment: CoinExperiment) -> Float[np.ndarray, "B rows S"]:
     """Return states of 20 sequences of an experiment's target, read after these prefixes in turn, prefixes included."""
     tokens = np.asarray(experiment.target.sample(make_key(1), SEQUENCES, STEPS)[0])
-    return states_after(network.predictor, network.params, prefixes, tokens, STEPS)
-
-
-@own_style()
-def state_structure(store: Store, scale: str = "paper", networks: Networks | None = None) -> Figure:
-    """Draw the pretrained networks' states on random coins, coloured by step and by share of heads (Figure A7 a, b).
-
-    `networks`, here and below: what `load_both` returns, if it is at hand.
-    """
-    figure = plt.figure(figsize=(9, 7))
-    return add_provenance(figure, _structure(figure, networks or load_both(store, scale)))
+    parts = []
+    for r, prefix in enumerate(prefixes[:SEQUENCES]):
+        part = tokens[r :: len(prefixes), : STEPS - prefix.length]
+        parts.append(internal_states(network.predictor, network.params, part, prefix))
+    states = np.empty((SEQUENCES, *parts[0].shape[1:]))
+    for r, part in enumerate(parts):
+        states[r :: len(prefixes)] = part
+    return states
 
 
 @own_style()
 def states_under_prefixes(
-    store: Store,
-    experiment: CoinExperiment,
-    scale: str = "paper",
-    architecture: str | None = None,
-    networks: Networks | None = None,
+    store: Store, experiment: CoinExperiment, scale: str = "paper", networks: Networks | None = None
 ) -> Figure:
-    """Draw states on the target under each method's prefixes, for one or both networks (Figures 2 and A7 c, d)."""
-    networks = networks or load_both(store, scale)
-    networks = networks if architecture is None else {architecture: networks[architecture]}
-    figure = plt.figure(figsize=(10, 3 * len(networks) + 0.6))
+    """Draw states on the target under each method's prefixes, for both networks (Figures 2 and A7 c, d).
+
+    `networks`: what `load_both` returns, if it is at hand.
+    """
+    figure, networks = plt.figure(figsize=(10, 6.6)), networks or load_both(store, scale)
     return add_provenance(figure, _under_prefixes(figure, store, experiment, scale, networks))
 
 
 @own_style()
 def structure_and_prefixes(store: Store, experiment: CoinExperiment, scale: str = "paper") -> Figure:
-    """Draw both of the above in one picture (Figure A7)."""
+    """Draw the order of the pretrained networks' states above those on the target under prefixes (Figure A7)."""
     figure, networks = plt.figure(figsize=(10, 13.5)), load_both(store, scale)
     above, below = figure.subfigures(2, 1, height_ratios=(7, 6.5))
-    return add_provenance(
-        figure, _structure(above, networks), _under_prefixes(below, store, experiment, scale, networks)
-    )
+    drawn = structure(above, networks), _under_prefixes(below, store, experiment, scale, networks)
+    return add_provenance(figure, *drawn)
 
 
-def _structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Dataset | None]:
+@own_style()
+def structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Dataset | None]:
+    """Draw states on random coins, coloured by step and by share of heads (Figure A7 a, b); return their datasets."""
     rows = figure.subplots(len(networks), 2, sharex="row", sharey="row")
     for axes, (name, network) in zip(rows, networks.items(), strict=True):
         for ax, words, column in zip(axes, ("step n", "share of heads"), (1, 2), strict=True):
-            ax.set_title(f"{TITLES[name]}, by {words}")
+            ax.set_title(f"{NETWORKS[name]}, by {words}")
             if network is None:
                 say_missing(ax)
                 continue
@@ -134,7 +128,7 @@ def _under_prefixes(
             path_lines(ax, plane(network.order, states), length, METHOD_COLORS[method])
             datasets.append(load_cell(Cell(experiment, name, method, scale), store))
         if network is not None:
-            _name_axes(axes, axes[2:3], network.order, TITLES[name])
+            _name_axes(axes, axes[2:3], network.order, NETWORKS[name])
             datasets.append(network.dataset)
     return datasets
 
@@ -145,17 +139,6 @@ def background(ax: Axes, order: Ordering, color: str = "#d0d0d0") -> None:
     lines = LineCollection(plane(order, order.visited.states), colors=color, linewidths=0.5, zorder=0, rasterized=True)
     ax.add_collection(lines)
     ax.autoscale_view()
-
-
-@own_style()
-def shade(ax: Axes, order: Ordering, bins: int = 45) -> None:
-    """Fill the area that random-coin states cover, in plain grey: a background that compresses well (for sliders)."""
-    points = plane(order, order.visited.states).reshape(-1, 2)
-    low, high = points.min(axis=0), points.max(axis=0)
-    margin = (high - low) / bins
-    counts, *edges = np.histogram2d(*points.T, bins, np.stack([low - margin, high + margin], axis=1))
-    covered = binary_closing(np.pad(counts > 0, 2), np.ones((3, 3)), 2)[2:-2, 2:-2]  # padded: no cover at the edges
-    ax.pcolormesh(*edges, np.where(covered.T, 1.0, np.nan), cmap="Greys", vmin=0, vmax=7, rasterized=True)
 
 
 @own_style()

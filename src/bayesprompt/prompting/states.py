@@ -1,14 +1,11 @@
 """What a network carries from token to token: its internal states, and the few directions in which they vary most."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
-from bayesprompt.checks import UserError
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.experiment import Cell
 from bayesprompt.measures.components import Components, States, principal_components, project
@@ -22,8 +19,6 @@ from bayesprompt.tuning.tuners import PREFIX_METHODS, prefix_from_rows
 # Claim G15: how many random-coin sequences of how many steps span the state space, from which step on their order is
 # measured, and on how many held-out sequences (the test leaves that open: so many that drawing others hardly matters).
 SEQUENCES, STEPS, FIRST_STEP, HELD_OUT = 100, 50, 10, 400
-# Distances are measured in the components that hold this share of the variance: the last ones hold rounding errors.
-SHARE = 0.999
 
 
 class Visited(NamedTuple):
@@ -51,19 +46,6 @@ class Ordering(NamedTuple):
     heads_component: int
     step_correlation: float
     heads_correlation: float
-
-
-class Displacement(NamedTuple):
-    """How far states are from those that random coins visit; one number a state.
-
-    plane: Mahalanobis distance from the mean within the first two components, in standard deviations.
-    distance: the same within all components that matter (99.9 % of the variance).
-    outside: share of the squared distance from the mean that lies outside the first two components.
-    """
-
-    plane: Float[np.ndarray, "*batch"]
-    distance: Float[np.ndarray, "*batch"]
-    outside: Float[np.ndarray, "*batch"]
 
 
 def internal_states(
@@ -112,28 +94,6 @@ def plane(order: Ordering, states: States) -> Float[np.ndarray, "*batch 2"]:
     return scores * np.sign([order.heads_correlation, order.step_correlation])
 
 
-def displacement(components: Components, states: States) -> Displacement:
-    """Measure how far states are from the mean of those that the components are of, as these vary."""
-    squares = project(components, states, len(components.axes)) ** 2
-    share = np.cumsum(components.variance) / components.variance.sum()
-    scaled = squares / components.variance
-    return Displacement(
-        plane=np.sqrt(scaled[..., :2].sum(-1)),
-        distance=np.sqrt(scaled[..., : np.searchsorted(share, SHARE) + 1].sum(-1)),
-        outside=squares[..., 2:].sum(-1) / squares.sum(-1),
-    )
-
-
-def nearest(states: States, visited: Float[np.ndarray | Array, "*visited S"]) -> Float[np.ndarray, "*batch"]:
-    """Return the distance from each state to the nearest of those visited, divided by how far these are spread.
-
-    The spread is their root-mean-square distance from their mean.
-    """
-    rows, among = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (states, visited))
-    spread = np.sqrt(among.var(axis=0).sum())
-    return (cdist(rows, among).min(axis=1) / spread).reshape(states.shape[:-1])
-
-
 def tuned_prefixes(
     store: Store, experiment: CoinExperiment, architecture: str, scale: str = "paper"
 ) -> dict[str, list[Prefix] | None]:
@@ -144,28 +104,3 @@ def tuned_prefixes(
         found = [] if cell is None else [prefix_from_rows(method, rows) for rows in cell.prefix.values]
         prefixes[method] = found or None
     return prefixes
-
-
-def states_after(
-    predictor: Predictor,
-    params: Params,
-    prefixes: Sequence[Prefix],
-    tokens: Int[Array | np.ndarray, "B N"],
-    rows: int = STEPS,
-) -> Float[np.ndarray, "B {rows} S"]:
-    """Return the states of the first `rows` rows, prefix included: sequence i is read after prefix i modulo R.
-
-    Raises UserError where the tokens do not reach that far.
-    """
-    longest, parts = rows - min(prefix.length for prefix in prefixes), []
-    if tokens.shape[1] < longest:
-        raise UserError(
-            f"rows = {rows}: must be at most {rows - longest + tokens.shape[1]}, prefix and tokens together"
-        )
-    for r, prefix in enumerate(prefixes[: len(tokens)]):
-        part = tokens[r :: len(prefixes), : rows - prefix.length]
-        parts.append(np.asarray(internal_states(predictor, params, part, prefix), np.float64))
-    states = np.empty((len(tokens), *parts[0].shape[1:]))
-    for r, part in enumerate(parts):
-        states[r :: len(prefixes)] = part
-    return states

@@ -1,7 +1,6 @@
 """One setting varied: the regret at one step against the setting, read from the stored cells of a sweep."""
 
 import textwrap
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,15 +17,6 @@ from bayesprompt.measures.regret import quantiles
 from bayesprompt.store import Store
 
 
-class SweepRegret(NamedTuple):
-    """R(n) over a sweep's V values, nats: median and quartiles over repetitions, NaN where no cell is stored."""
-
-    values: Float[np.ndarray, " V"]
-    median: Float[np.ndarray, " V"]
-    q25: Float[np.ndarray, " V"]
-    q75: Float[np.ndarray, " V"]
-
-
 def sweep_cells(
     store: Store, sweep: Sweep, architecture: str, method: str, scale: str = "quick"
 ) -> dict[float | int, xr.Dataset | None]:
@@ -37,14 +27,6 @@ def sweep_cells(
     if not there:
         raise UserError(f"architecture = {architecture}: must be one that {method} exists on")
     return {value: load_cell(Cell(e, architecture, method, scale), store) for value, e in there.items()}
-
-
-def sweep_regret(
-    store: Store, sweep: Sweep, architecture: str, method: str, n: int = 50, scale: str = "quick"
-) -> SweepRegret:
-    """R(n) (Eq. 10, nats) of one method against the sweep's setting."""
-    found = sweep_cells(store, sweep, architecture, method, scale)
-    return SweepRegret(np.array([*found], np.float64), *_quartiles(found.values(), n))
 
 
 @own_style()

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.special import xlog1py, xlogy
 
-from bayesprompt.checks import Counts, UserError, check_counts, check_integer
-from bayesprompt.sources.coins import BetaCoins, CoinMixture, Evidence, Exchangeable, Number, Vector
+from bayesprompt.checks import Counts, UserError, check_counts
+from bayesprompt.sources.base import Evidence, Exchangeable, Number, Vector, log
+from bayesprompt.sources.coins import BetaCoins, CoinMixture
 from bayesprompt.theory.truncated_beta import moments, quantile
 
 NOTHING = (0, 0)
@@ -60,7 +61,7 @@ class Prior(Exchangeable):
     def points(cls, biases: Vector, weights: Vector) -> "Prior":
         """Believe in coins of known `biases` (C,), each with probability `weights` (C,)."""
         coins = CoinMixture(biases, weights)
-        return cls(tuple(Piece(bias, bias) for bias in coins.biases), tuple(_log(coins.weights).tolist()))
+        return cls(tuple(Piece(bias, bias) for bias in coins.biases), tuple(log(coins.weights).tolist()))
 
     @classmethod
     def beta(cls, alpha: Number = 1.0, beta: Number = 1.0, low: Number = 0.0, high: Number = 1.0) -> "Prior":
@@ -83,8 +84,8 @@ class Prior(Exchangeable):
     @classmethod
     def mixture(cls, priors: "Sequence[Prior]", weights: Vector) -> "Prior":
         """Believe in each of `priors` (C,) with probability `weights` (C,)."""
-        log_weights = _log(check_weights(weights, len(priors)))
-        parts = [log + np.asarray(prior.log_weights) for log, prior in zip(log_weights, priors, strict=True)]
+        log_weights = log(check_weights(weights, len(priors)))
+        parts = [own + np.asarray(prior.log_weights) for own, prior in zip(log_weights, priors, strict=True)]
         return cls(tuple(piece for prior in priors for piece in prior.pieces), tuple(np.concatenate(parts).tolist()))
 
     @cached_property
@@ -147,7 +148,7 @@ class Prior(Exchangeable):
         joint, after = self._joint(counts)
         evidence = np.logaddexp.reduce(joint, axis=-1, keepdims=True)
         log_weights = joint - np.where(np.isneginf(evidence), 0, evidence)  # -inf - -inf would be NaN
-        both = [np.logaddexp.reduce(log_weights + _log(p), axis=-1) for p in (after.mean, after.rest)]
+        both = [np.logaddexp.reduce(log_weights + log(p), axis=-1) for p in (after.mean, after.rest)]
         return np.stack(both, axis=-1)
 
     def log_weights_after(self, counts: Counts) -> Float[np.ndarray, "*batch C"]:
@@ -185,7 +186,7 @@ class Prior(Exchangeable):
         low, high, _, _ = self._columns
         theta = np.asarray(bias, np.float64)[:, None]
         inside = (low <= theta) & ((theta < high) | ((theta == high) & (high == 1))) & (low < high)
-        log_pieces = self.log_pieces(_log(theta[:, 0]), xlog1py(1.0, -theta[:, 0]))
+        log_pieces = self.log_pieces(log(theta[:, 0]), xlog1py(1.0, -theta[:, 0]))
         return np.logaddexp.reduce(np.where(inside, log_pieces, -np.inf), axis=-1)
 
     def log_pieces(
@@ -205,20 +206,6 @@ class Prior(Exchangeable):
         return jax.numpy.asarray(np.stack([bias, 1 - bias], axis=-1), jax.numpy.float32)
 
 
-def oscillating_flips(length: int, low: Number, high: Number) -> Int[np.ndarray, " N"]:
-    """Make tokens whose frequency of heads never settles: heads until it is `high`, tails until `low`, and so on."""
-    check_integer("length", length, 1)
-    if not 0 < low < high < 1:
-        raise UserError(f"low, high = {low}, {high}: must satisfy 0 < low < high < 1")
-    tokens, heads, token = np.zeros(length, np.int64), 0, 0
-    for step in range(length):
-        tokens[step] = token
-        heads += token == 0
-        if (token == 0 and heads >= high * (step + 1)) or (token == 1 and heads <= low * (step + 1)):
-            token = 1 - token
-    return tokens
-
-
 def check_weights(weights: Vector, count: int) -> tuple[float, ...]:
     """Return `weights` as floats; raises ValueError unless they are a distribution over `count` alternatives."""
     values = np.asarray(weights, np.float64)
@@ -227,9 +214,5 @@ def check_weights(weights: Vector, count: int) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def _log(probs):
-    return xlogy(1.0, probs)  # -inf at 0 without a warning
-
-
-def _times(factor, log):
-    return factor * np.where(factor == 0, 0, log)  # 0, not NaN, times -inf
+def _times(factor, logs):
+    return factor * np.where(factor == 0, 0, logs)  # 0, not NaN, times -inf
