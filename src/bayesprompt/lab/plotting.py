@@ -137,7 +137,7 @@ def common_top(*groups: Datasets, steps: int = 200) -> float:
 
 
 @own_style()
-def regret_curves(datasets: Datasets, ax: Axes | None = None, top: float | None = None) -> Axes:
+def regret_curves(datasets: Datasets, ax: Axes | None = None, top: float | None = None, steps: int = 200) -> Axes:
     """Draw cumulative regret (Eq. 10, nats) against step n: median, quartiles and repetitions of every method.
 
     `top` is the upper end of the axis (default: `common_top`); the tuning length is marked.
@@ -145,11 +145,11 @@ def regret_curves(datasets: Datasets, ax: Axes | None = None, top: float | None 
     ax = ax if ax is not None else plt.subplots()[1]
     present, ends = _present(datasets), {}
     for method, dataset in present.items():
-        regret = dataset["regret"].values
+        regret = dataset["regret"].values[:, :steps]
         _curves(ax, method, np.arange(1, regret.shape[1] + 1), regret)
         ends[method] = float(quantiles(regret[:, -1]).median)
-    top = top or common_top(datasets)
-    ax.set(xlim=(0, 200), ylim=(-0.03 * top, top), ylabel="cumulative regret (nats)")
+    top = top or common_top(datasets, steps=steps)
+    ax.set(xlim=(0, steps), ylim=(-0.03 * top, top), ylabel="cumulative regret (nats)")
     ax.axvline(50, color=FAINT, linewidth=0.8, linestyle=":")
     ax.text(50, top, " tuning length", va="top", fontsize=8, color=FAINT)
     ax.set_xlabel("step n" + _missing_note(datasets, ax))
