@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from bayesprompt.checks import check_integer, check_tokens
 from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
 from bayesprompt.models.predictor import Params, Predictor
-from bayesprompt.models.prefixes import Prefix, all_hard_prefixes, check_prefix_length
+from bayesprompt.models.prefixes import Prefix, all_hard_prefixes
 from bayesprompt.settings import fixed
 from bayesprompt.tuning.accepted import check_network
 
@@ -87,7 +87,7 @@ def coordinate_search(
 
     Raises ValueError for longest, candidates or sweeps < 1, and for tokens or parameters of another alphabet.
     """
-    check_prefix_length(longest)
+    check_integer("longest", longest, 1)
     check_integer("candidates", candidates, 1)
     check_integer("sweeps", sweeps, 1)
     check_network(predictor, params)

@@ -32,7 +32,7 @@ from bayesprompt.tuning.tuners import Tuner, make_tuner
 
 # Candidates for heads and tails. The rule: the pair whose `asymmetry` in the untouched model is least.
 PAIRS = ((" H", " T"), (" A", " B"), (" X", " Y"), (" a", " b"), (" red", " blue"), (" left", " right"))
-FACES = (" H", " T")
+FACES = (" left", " right")
 # Prompts in plain English, before the header: one that says nothing, true ones of each target, and an instruction.
 ENGLISH = (
     "A coin is flipped many times.\n",
