@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -17,7 +18,7 @@ from bayesprompt import catalog
 from bayesprompt.lab import judging
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.run import run_cell
-from bayesprompt.mechanism import claims_limits
+from bayesprompt.mechanism import claims_limits, limits_plots
 from bayesprompt.mechanism.language import flips
 from bayesprompt.mechanism.language.experiments import FLIPS_EXPERIMENTS
 from bayesprompt.mechanism.language.flips import FACES, PAIRS
@@ -359,6 +360,21 @@ def test_a_prompt_that_loses_as_fast_as_no_prompt_fails_l3(name, made_up):
 def test_the_bound_of_one_hump_is_that_of_the_chapter_on_two_coins():
     """There it is computed step by step, and asserted to be in this range; 0.693 nats of it are TargetBayes'."""
     assert 1.165 < claims_limits.one_hump_gap() + np.log(2) < 1.175
+
+
+def test_figures_show_both_sides_and_name_what_is_missing(figures):
+    attrs = ATTRS | {"config": json.dumps({"scale": "quick"}), "seconds": 1.0}
+    rows = xr.Dataset({"regret": (("repetition", "n"), np.cumsum(np.ones((2, 100)), axis=1) / 10)}, attrs=attrs)
+    rows = rows.assign_coords(n=np.arange(1, 101))
+    language = {"TargetBayes": rows / 2, "SoftPT": rows, "LoRAWT": None}
+    language["TargetBayes"].attrs = attrs
+    drawn = limits_plots.beside_small(language, {"TargetBayes": rows, "FullWT": rows})
+    titles = [ax.get_title() for ax in drawn.axes]
+    assert titles[0] == "SmolLM2: prompts and prefixes" and titles[-1] == "small Transformer, n = 50"
+    words = [text.get_text() for text in drawn.findobj(plt.Text)]
+    assert "5.00" in words and any("not computed: LoRAWT" in word for word in words)
+    nothing = limits_plots.beside_small({"TargetBayes": None, "SoftPT": None}, language)
+    assert "not computed" in [text.get_text() for text in nothing.axes[-2].texts]
 
 
 def test_cells_have_their_own_configurations():
