@@ -370,7 +370,8 @@ def test_figures_show_both_sides_and_name_what_is_missing(figures):
     language["TargetBayes"].attrs = attrs
     drawn = limits_plots.beside_small(language, {"TargetBayes": rows, "FullWT": rows})
     titles = [ax.get_title() for ax in drawn.axes]
-    assert titles[0] == "SmolLM2: prompts and prefixes" and titles[-1] == "small Transformer, n = 50"
+    assert titles[0] == "SmolLM2, quick scale:\nprompts and prefixes"
+    assert titles[-1] == "small Transformer, quick scale:\nn = 50"
     words = [text.get_text() for text in drawn.findobj(plt.Text)]
     assert "5.00" in words and any("not computed: LoRAWT" in word for word in words)
     nothing = limits_plots.beside_small({"TargetBayes": None, "SoftPT": None}, language)
