@@ -36,6 +36,7 @@ EXPLAINED = {
     "foundations/meta_learning": {SUM: "0.69"},
     "mechanism/eliciting_skills": {PAPER: "94.1 83.7 99.6 99.8", ONCE: "0.8 6.8 2.4 94", SUM: "14 18"},
     "mechanism/language_model": {FACT: "576 270"},
+    "mechanism/limits_in_a_language_model": {FACT: "49,152", SUM: "4800"},
     "mechanism/longer_prefixes": {PAPER: "8.2 39.6 99.8 34.5"},
     "mechanism/sorting": {PAPER: "91.4 84.9", ONCE: "5.26 6.88 5.27", SUM: "2.3"},
     "mechanism/virtual_tokens": {FACT: "1568", SUM: "2.5 53.3 0.037"},

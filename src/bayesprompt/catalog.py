@@ -20,10 +20,10 @@ from bayesprompt.lab.experiment import ARCHITECTURES, NETWORKS, SCALES, SWEPT, C
 from bayesprompt.lab.judging import Judgement, Results
 from bayesprompt.lab.style import own_style
 from bayesprompt.mechanism import claims as mechanism_claims
-from bayesprompt.mechanism import claims_inside
+from bayesprompt.mechanism import claims_inside, claims_limits
 from bayesprompt.mechanism import figures as mechanism_figures
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
+from bayesprompt.mechanism.language.experiments import FLIPS_EXPERIMENTS, LANGUAGE_EXPERIMENTS
 from bayesprompt.models.predictor import LSTM
 from bayesprompt.prompting import claims as prompting_claims
 from bayesprompt.prompting import figures as prompting_figures
@@ -35,11 +35,12 @@ from bayesprompt.theory import claims as theory_claims
 from bayesprompt.tuning.tuners import make_tuner
 
 EXPERIMENTS: dict[str, Experiment] = COIN_EXPERIMENTS | DIGIT_EXPERIMENTS | LANGUAGE_EXPERIMENTS
+EXPERIMENTS |= FLIPS_EXPERIMENTS
 METHODS = (*BAYES_METHODS, *NETWORK_METHODS, "PrefixTuning", *NETWORKS)
 CHOICES = [*(name for name, experiment in EXPERIMENTS.items() if experiment.figures != SWEPT), *SWEEPS]
-_PARTS = (prompting_claims, theory_claims, mechanism_claims, claims_inside)
+_PARTS = (prompting_claims, theory_claims, mechanism_claims, claims_inside, claims_limits)
 _CLAIMS = {name: claim for part in _PARTS for name, claim in part.CLAIMS.items()}
-CLAIMS = {n: _CLAIMS[n] for n in sorted(_CLAIMS, key=lambda x: ("GEP".index(x[0]), int(x[1:].rstrip("b")), x))}
+CLAIMS = {n: _CLAIMS[n] for n in sorted(_CLAIMS, key=lambda x: ("GEPL".index(x[0]), int(x[1:].rstrip("b")), x))}
 FIGURES = prompting_figures.FIGURES | mechanism_figures.FIGURES
 # The verdicts that the book was written with.
 RECORD = SHIPPED / "verdicts.json"

@@ -57,7 +57,8 @@ def luminance(color) -> float:
 
 
 def test_every_method_has_a_colour_and_a_line():
-    assert set(plotting.METHOD_COLORS) == set(plotting.METHOD_LINES) == {*BAYES_METHODS, *NETWORK_METHODS}
+    every = {*BAYES_METHODS, *NETWORK_METHODS, "PrefixTuning"}
+    assert set(plotting.METHOD_COLORS) == set(plotting.METHOD_LINES) == every
 
 
 # Linear RGB as two kinds of colour-blind eyes see it (Machado et al. 2009, severity 1).
@@ -77,7 +78,7 @@ def test_methods_drawn_with_the_same_line_differ_in_colour(eyes):
         x, y, z = np.cbrt(xyz / [0.9505, 1, 1.089] + 1e-3)
         return np.array([116 * y, 500 * (x - y), 200 * (y - z)])
 
-    for one, other in itertools.combinations(NETWORK_METHODS, 2):
+    for one, other in itertools.combinations((*NETWORK_METHODS, "PrefixTuning"), 2):
         if plotting.METHOD_LINES[one] == plotting.METHOD_LINES[other]:
             colors = plotting.METHOD_COLORS[one], plotting.METHOD_COLORS[other]
             assert np.linalg.norm(lab(colors[0]) - lab(colors[1])) > 15, (one, other)

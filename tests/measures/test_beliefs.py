@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import special
 
 from bayesprompt import catalog
-from bayesprompt.measures.beliefs import best_beta, fit_beta, fitted_beliefs
+from bayesprompt.measures.beliefs import best_beta, fit_beta, fitted_beliefs, one_hump_bound
 from bayesprompt.measures.regret import best_hard_prompt, exact_regret
 from bayesprompt.sources.coins import BetaCoins, Coin, CoinMixture, DirichletCategorical
 
@@ -85,3 +86,33 @@ def test_beliefs_of_stored_results():
     assert fits["PreBayes"][:2] == pytest.approx((1, 1), rel=1e-3)
     assert fits["TargetBayes"].alpha + fits["TargetBayes"].beta > 1e5
     assert fits["SoftPT"] == fit_beta(group["SoftPT"].prediction.values, SINGLE)
+
+
+@pytest.mark.parametrize(
+    "target", [CoinMixture((0.2, 0.8), (0.5, 0.5)), CoinMixture((0.1, 0.6), (0.3, 0.7)), Coin(0.3)]
+)
+def test_no_hump_is_below_the_bound(target):
+    """Random humps: mixtures of uniform beliefs that share a place, the peak; and the best Beta belief."""
+    bound, k, rng = one_hump_bound(target, 12), np.arange(13), np.random.default_rng(0)
+    counts = np.stack([k, 12 - k], axis=-1)
+    chance = special.comb(12, k) * np.exp(target.log_evidence(counts))
+    grid = (np.arange(4000) + 0.5) / 4000
+    found = []
+    for peak in rng.random(40):
+        ends = np.concatenate([rng.random(4), peak + rng.normal(size=4) * 0.01]).clip(0, 1)
+        low, high = np.minimum(peak, ends)[:, None], np.maximum(peak, ends)[:, None]
+        layers = ((grid[None] >= low) & (grid[None] <= high)).astype(float) + 1e-300
+        density = rng.dirichlet(np.full(8, 0.3)) @ (layers / layers.sum(1, keepdims=True))
+        evidence = (density[:, None] * grid[:, None] ** k[None] * (1 - grid[:, None]) ** (12 - k)[None]).sum(0)
+        found.append(-chance @ np.log(evidence) - 12 * target.mean_entropy())
+    assert bound < min(found) + 1e-6
+    assert bound <= best_beta(target, 12).regret[-1] + 1e-6
+    if len(target.components) == 1:
+        assert bound == pytest.approx(0, abs=5e-3), "a known coin is a hump"
+
+
+def test_the_bound_refuses_what_is_no_coin():
+    with pytest.raises(ValueError, match="^length = 0: must"):
+        one_hump_bound(Coin(0.2), 0)
+    with pytest.raises(ValueError, match="^target = "):
+        one_hump_bound(DirichletCategorical((1.0, 1.0, 1.0)), 5)

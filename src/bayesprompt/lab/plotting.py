@@ -37,6 +37,7 @@ METHOD_COLORS = {
     "Un+EmbedWT": "#117733",
     "FullWT": "#332288",
     "LoRAWT": "#4d9be6",
+    "PrefixTuning": "#aa4499",
     "NoTuning": "#777777",
     "RandomPF": "#a0a0a0",
     "TargetBayes": "#000000",
@@ -44,7 +45,14 @@ METHOD_COLORS = {
 }
 # Prefix methods are drawn solid, weight methods dashed: colour is never the only sign.
 METHOD_LINES = {m: "-" if m in PREFIX_METHODS else "--" for m in METHODS}
-METHOD_LINES |= {"NoTuning": ":", "RandomPF": (0, (1, 3)), "TargetBayes": "-", "PreBayes": "-.", "PreBayesPT": "--"}
+METHOD_LINES |= {
+    "PrefixTuning": (0, (6, 1.5, 1, 1.5)),
+    "NoTuning": ":",
+    "RandomPF": (0, (1, 3)),
+    "TargetBayes": "-",
+    "PreBayes": "-.",
+    "PreBayesPT": "--",
+}
 
 
 def _scale(dataset: xr.Dataset) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, logit, rel_entr
+from scipy.special import beta, betainc, comb, expit, logit, rel_entr
 
 from bayesprompt.checks import UserError, check_integer
 from bayesprompt.measures.regret import check_coins, outcomes, regret_after
@@ -100,6 +100,42 @@ def best_beta(target: Exchangeable, length: int, strength: float | int | None = 
     best = min((minimize(loss, start, bounds=box) for start in starts), key=lambda result: result.fun)
     a, b = np.exp(best.x)
     return BestBeta(float(a), float(b), curve(a, b))
+
+
+def one_hump_bound(target: Exchangeable, length: int) -> float:
+    """Return a lower bound, nats, on the exact R(length) of every belief about the bias that has one hump.
+
+    A hump with its peak in an interval is a mixture of uniform beliefs with one end there. If f is the evidence of one
+    such mixture and g that of another, Jensen's inequality gives R_f - R_g <= log E[g / f], and E[g / f] is at most the
+    largest one of a single uniform belief. The bound takes the least over 20 intervals, up to the grid of the other end
+    (1/800 apart). Raises UserError for other than coins, and for length < 1.
+    """
+    check_coins(target=target)
+    check_integer("length", length, 1)
+    k = np.arange(length + 1)
+    chance = comb(length, k) * np.exp(target.log_evidence(np.stack([k, length - k], axis=-1)))
+
+    def flat(peaks, ends):
+        """Evidence (layers, k) of uniform beliefs from a peak to an end, and of the known coins at the peaks."""
+        low, high = (x.ravel()[:, None] for x in np.meshgrid(peaks, ends, indexing="ij"))
+        width = np.abs(high - low)
+        apart = width[:, 0] > 1e-9
+        area = {x: betainc(k + 1, length - k + 1, x) for x in {*peaks, *ends}}
+        inside = np.abs(np.array([area[x] for x in high[apart, 0]]) - np.array([area[x] for x in low[apart, 0]]))
+        spikes = [p**k * (1 - p) ** (length - k) for p in peaks]
+        return np.concatenate([inside * beta(k + 1, length - k + 1) / width[apart], spikes])
+
+    def least(low, high):
+        layers = flat(np.linspace(low, high, 3), np.linspace(0, 1, 201))
+        weights = np.full(len(layers), 1 / len(layers))
+        for _ in range(400):  # never increases the regret of the mixture
+            weights *= layers @ (chance / (weights @ layers))
+        mixed = weights @ layers
+        slack = np.log((flat(np.linspace(low, high, 9), np.linspace(0, 1, 801)) @ (chance / mixed)).max())
+        return -chance @ np.log(mixed) - length * target.mean_entropy() - slack
+
+    ends = np.linspace(0, 1, 21)
+    return float(min(least(low, high) for low, high in zip(ends[:-1], ends[1:], strict=True)))
 
 
 def fitted_beliefs(datasets: Mapping[str, xr.Dataset | None], target: Exchangeable) -> dict[str, BetaFit]:

@@ -21,19 +21,23 @@ _KEPT = "kept for the gradient"
 
 
 @functools.lru_cache
-def make_llama(sizes: Llama, answer: int = 0) -> Predictor:
+def make_llama(sizes: Llama, answer: int = 0, among: tuple[int, ...] = ()) -> Predictor:
     """Return the predictor of these sizes; it predicts the last `answer` tokens of a sequence, or all that it can (0).
 
     Behind a prompt of rows that is every token; with no prompt, or one given layer by layer, the first token is read
-    and not predicted. A target token of -1 is read as token 0 and costs nothing. Raises UserError for `answer` < 0.
+    and not predicted. A target token of -1 is read as token 0 and costs nothing. With `among`, K tokens, the prediction
+    is its distribution over these, renormalised: log-probabilities (B, n, K), and another target token costs NaN.
+    Raises UserError for `answer` < 0, and for `among` with a token twice or outside the vocabulary.
     """
     check_integer("answer", answer, 0)
+    if len(set(among)) < len(among) or not all(0 <= token < sizes.num_tokens for token in among):
+        raise UserError(f"among = {among}: must be different tokens in 0..{sizes.num_tokens - 1}")
     return Predictor(
         init=functools.partial(_init, sizes),
         prompt=functools.partial(_prompt, sizes),
-        predict=functools.partial(_predict, sizes, answer),
+        predict=functools.partial(_predict, sizes, answer, among),
         architecture=sizes,
-        losses=functools.partial(_losses, sizes, answer),
+        losses=functools.partial(_losses, sizes, answer, among),
         inspect=functools.partial(_inspect, sizes, answer),
         sequences_in_cache=sizes.sequences_in_cache,
         cores="nothing",
@@ -179,13 +183,19 @@ def _outputs(sizes: Llama, answer: int, params: Params, state: State, tokens: In
     return x[:, -(answer or tokens.shape[1]) :]
 
 
-def _predict(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
-    return jax.nn.log_softmax(_logits(sizes, params, _outputs(sizes, answer, params, state, tokens)))
-
-
-def _losses(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
+def _predict(sizes: Llama, answer: int, among: tuple, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
     x, rows = _unembedding(sizes, params, _outputs(sizes, answer, params, state, tokens))
-    return token_losses(rows, x, tokens[:, -x.shape[1] :])
+    return jax.nn.log_softmax(x @ (rows[jnp.array(among)] if among else rows).T)
+
+
+def _losses(sizes: Llama, answer: int, among: tuple, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
+    x, rows = _unembedding(sizes, params, _outputs(sizes, answer, params, state, tokens))
+    tokens = tokens[:, -x.shape[1] :]
+    if among:  # by their place among these; what is none of them comes after the last
+        same = tokens[..., None] == jnp.array(among)[None, None]
+        tokens = jnp.where(tokens == -1, -1, jnp.where(same.any(-1), same.argmax(-1), len(among)))
+        rows = rows[jnp.array(among)]
+    return token_losses(rows, x, tokens)
 
 
 def _inspect(sizes: Llama, answer: int, params: Params, tokens: Int[Array, "B N"], prefix: Prefix) -> Trace:

@@ -106,13 +106,13 @@ def _network(experiment: Any, run: Run) -> Result:
     tokens, latent = evaluation_data(cell)
     log_probs, bayes = predict_all(predictor, params, NO_PREFIX, tokens), source.bayes_log_probs(tokens)
     excess = excess_log_loss(log_probs, tokens, bayes)
-    dataset = _evaluated([log_probs], tokens, source.oracle_log_probs(tokens, latent)).assign(
+    dataset = evaluated([log_probs], tokens, source.oracle_log_probs(tokens, latent)).assign(
         training_loss=("step", loss[0]),
         excess=("n", excess.mean),
         excess_stderr=("n", excess.stderr),
         kl=("n", (np.exp(bayes) * (bayes - log_probs)).sum(-1).mean(0)),
     )
-    return Result(_label(dataset), params)
+    return Result(label(dataset), params)
 
 
 def _bayes(experiment: Any, cell: Cell) -> xr.Dataset:
@@ -130,7 +130,7 @@ def _bayes(experiment: Any, cell: Cell) -> xr.Dataset:
         extra["prompt_counts"] = ("token", np.bincount(best, minlength=source.num_tokens))
         extra["search_loss"] = ("candidate", losses)
         log_probs = _after(source, best, tokens)
-    return _label(_evaluated([log_probs], tokens, target.oracle_log_probs(tokens, latent)).assign(extra))
+    return label(evaluated([log_probs], tokens, target.oracle_log_probs(tokens, latent)).assign(extra))
 
 
 def _prompts(source: Source, length: int) -> Int[np.ndarray, "prompts L"]:
@@ -174,22 +174,20 @@ def _tuned(experiment: Any, run: Run) -> Result:
         extra["prefix"], phi = (("repetition", "position", "feature"), np.stack(rows)), None
     tokens, latent = evaluation_data(cell)
     log_probs = (predict_all(predictor, params, prefix, tokens) for params, prefix in models)
-    dataset = _evaluated(log_probs, tokens, experiment.target.oracle_log_probs(tokens, latent)).assign(extra)
+    dataset = evaluated(log_probs, tokens, experiment.target.oracle_log_probs(tokens, latent)).assign(extra)
     # What the model still knows of pretraining: excess log-loss over the Bayes predictor, on the base network's data.
     tokens, _ = evaluation_data(cell.base)
     bayes = experiment.pretraining.bayes_log_probs(tokens)
     forgotten = [excess_log_loss(predict_all(predictor, *model, tokens), tokens, bayes).mean for model in models]
     dataset = dataset.assign(forgetting=(("repetition", "seen_random"), np.stack(forgotten)))
-    return Result(_label(dataset), phi)
+    return Result(label(dataset), phi)
 
 
 def _rows(prefix: Prefix) -> np.ndarray | None:
     return next((np.asarray(field) for field in prefix if field is not None), None)
 
 
-def _evaluated(
-    log_probs: Iterator[np.ndarray] | list[np.ndarray], tokens: np.ndarray, oracle: np.ndarray
-) -> xr.Dataset:
+def evaluated(log_probs: Iterator[np.ndarray] | list[np.ndarray], tokens: np.ndarray, oracle: np.ndarray) -> xr.Dataset:
     """Return cumulative regret (Eq. 10) and, of coins, tabulated predictions, a row for each repetition."""
     regrets, tables = [], []
     for repetition in log_probs:
@@ -204,7 +202,7 @@ def _evaluated(
     return xr.Dataset(found)
 
 
-def _label(dataset: xr.Dataset) -> xr.Dataset:
+def label(dataset: xr.Dataset) -> xr.Dataset:
     """Number the steps and state the units."""
     dataset = dataset.assign_coords(n=np.arange(1, dataset.sizes["n"] + 1, dtype=np.int32))
     for name in dataset.data_vars:

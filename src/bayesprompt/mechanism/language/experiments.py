@@ -8,11 +8,13 @@ import optax
 import xarray as xr
 
 from bayesprompt.lab.experiment import Result, Run
-from bayesprompt.mechanism.language import coin, labels, one_token
+from bayesprompt.mechanism.language import coin, flips, labels, one_token
 from bayesprompt.mechanism.language.tasks import LANGUAGE_SCALES
 from bayesprompt.models.gguf import SMOLLM2_HASH
 from bayesprompt.models.llama import Llama, make_llama
 from bayesprompt.models.predictor import Predictor
+from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Source
+from bayesprompt.sources.coins import to_config
 from bayesprompt.tuning.fitting import FitConfig
 
 
@@ -90,4 +92,75 @@ LANGUAGE_EXPERIMENTS = {
             (("NoTuning", None), ("SoftPT", FitConfig(100, 4, 50, 1e-2))), 6,
         ),
     )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FlipsExperiment:
+    """A target whose flips, written as text, the language model is tuned to predict, by several methods."""
+
+    name: str
+    title: str
+    target: Source
+    rows: int = 6  # of a soft prompt or prefix
+    rank: int = 4  # of LoRA
+    chosen: tuple[str, ...] = ("NoTuning", "HardPT", "SoftPT", "PrefixTuning", "UnembedWT", "LoRAWT", "FullWT")
+    figures: str = "Figures 1 and 3 in a real model"
+    chapter: str = "mechanism/limits_in_a_language_model"
+    base: None = None  # its network is a file, not a cell
+    network: str = SMOLLM2_HASH
+
+    def methods(self, architecture: str) -> tuple[str, ...]:
+        """Return the methods that exist on an architecture ("bayes": the exact predictor of the target)."""
+        return {"llama": self.chosen, "bayes": ("TargetBayes",)}.get(architecture, ())
+
+    def predictor(self, architecture: str, scale: str) -> Predictor:
+        """Return the network."""
+        return make_llama(Llama())
+
+    def repetitions(self, method: str, scale: str) -> int:
+        """Return the number of repetitions: one where nothing is tuned by gradients."""
+        return 1 if self.tuning(method, scale) is None else flips.FLIPS_SCALES[scale].repetitions
+
+    def tuning(self, method: str, scale: str) -> FitConfig | None:
+        """Return the settings of a method's tuning at a scale (length in flips; the rate in the middle), or None."""
+        at = flips.FLIPS_SCALES[scale]
+        return FitConfig(at.steps, at.batch, at.length, _RATES[method]) if method in _RATES else None
+
+    def config(self, architecture: str, method: str, scale: str, network_hash: str | None) -> dict[str, Any]:
+        """Return what decides a cell's numbers, besides its name and seed, as JSON values."""
+        at = flips.FLIPS_SCALES[scale]
+        config = {"target": to_config(self.target), "sequences": at.sequences, "length": at.flips}
+        if architecture == "bayes":
+            return config
+        config |= {"file": self.network, "faces": flips.FACES, "amounts": at._asdict()}
+        config |= {"repetitions": self.repetitions(method, scale)}
+        if method in ("SoftPT", "PrefixTuning"):
+            config["prefix_length"] = self.rows
+        if method == "LoRAWT":
+            config["rank"] = self.rank
+        if method == "HardPT":
+            config["english"] = flips.ENGLISH
+        fit = self.tuning(method, scale)
+        return config | ({} if fit is None else {"fit": asdict(fit), "rates": flips.TRIED})
+
+    def compute(self, run: Run) -> Result:
+        """Compute a cell."""
+        return Result(flips.compute(run))
+
+
+# Learning rates in the middle of those that are tried.
+_RATES = {"SoftPT": 1e-2, "PrefixTuning": 1e-2, "UnembedWT": 1e-2, "LoRAWT": 1e-3, "FullWT": 3e-5}
+_TARGETS = {
+    "limits-single-coin": ("A single coin, flipped in text", Coin(0.2)),
+    "limits-two-coins": ("A mixture of two coins, flipped in text", CoinMixture((0.2, 0.8), (0.5, 0.5))),
+    "limits-random-coins": ("Random coins, flipped in text", BetaCoins()),
+}
+FLIPS_EXPERIMENTS = {name: FlipsExperiment(name, *of) for name, of in _TARGETS.items()}
+FLIPS_EXPERIMENTS |= {
+    f"{name}-larger": replace(
+        each, name=f"{name}-larger", title=f"{each.title}: prompts of 25 rows, LoRA of rank 16", rows=25, rank=16,
+        chosen=("SoftPT", "LoRAWT"),
+    )
+    for name, each in FLIPS_EXPERIMENTS.items()
 }  # fmt: skip

@@ -145,9 +145,9 @@ def labelled(model: LanguageModel) -> Labelled:
     return Labelled(np.stack([rows[i] for i in kept]), labels, np.array(held_out, int)[kept])
 
 
-def written_flips(model: LanguageModel, source: Sampler) -> WrittenFlips:
+def written_flips(model: LanguageModel, source: Sampler, flips: tuple[str, str] = FLIPS) -> WrittenFlips:
     """Return the source's flips as this model's tokens; raises ValueError where a flip is not one token."""
-    faces = [model.encode(face) for face in FLIPS]
+    faces = [model.encode(face) for face in flips]
     if any(len(face) != 1 for face in faces):
-        raise UserError(f"FLIPS = {FLIPS}: each must be one token of this model")
+        raise UserError(f"flips = {flips}: each must be one token of this model")
     return WrittenFlips(source, model.encode(HEADER), np.concatenate(faces), model.sizes.num_tokens)

@@ -1,0 +1,265 @@
+"""Flips written as text, predicted by a tuned language model: Figures 1 and 3 of Genewein et al. in a real model.
+
+The prediction is the model's distribution over the two tokens that stand for heads and tails, renormalised; the
+probability that it gives to all other tokens is kept beside it.
+"""
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Int
+
+from bayesprompt.lab.experiment import Cell, Run
+from bayesprompt.measures.regret import cumulative_regret
+from bayesprompt.mechanism.language.labels import SHORT, log_probs_of
+from bayesprompt.mechanism.language.tasks import WrittenFlips, written_flips
+from bayesprompt.models.gguf import LanguageModel, the_model
+from bayesprompt.models.llama import make_llama
+from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
+from bayesprompt.prompting.compute import evaluated, label
+from bayesprompt.sources import BetaCoins, Sampler
+from bayesprompt.tuning.fitting import DivergedError, FitConfig, fit
+from bayesprompt.tuning.hard_search import coordinate_search, mean_loss
+from bayesprompt.tuning.tuners import Tuner, make_tuner
+
+# Candidates for heads and tails. The rule: the pair whose `asymmetry` in the untouched model is least.
+PAIRS = ((" H", " T"), (" A", " B"), (" X", " Y"), (" a", " b"), (" red", " blue"), (" left", " right"))
+FACES = (" left", " right")
+# Prompts in plain English, before the header: one that says nothing, true ones of each target, and an instruction.
+ENGLISH = (
+    "A coin is flipped many times.\n",
+    "The coin is biased: heads ({heads}) has probability 0.2, tails ({tails}) has probability 0.8.\n",
+    "Tails ({tails}) comes four times as often as heads ({heads}).\n",
+    "One of two coins is flipped. With the first, heads ({heads}) has probability 0.2, with the second 0.8.\n",
+    "Either most of the flips are heads ({heads}), or most of them are tails ({tails}).\n",
+    "The coin may have any bias. Count heads ({heads}) and tails ({tails}) to predict the next flip.\n",
+)
+
+
+class FlipsScale(NamedTuple):
+    """How much is computed. The papers have no such experiment: "paper" is the scale at which claims are judged."""
+
+    repetitions: int
+    steps: int
+    batch: int
+    length: int  # flips in tuning and in the search
+    trial: int  # steps of a trial of each learning rate; 0: the one in the middle is taken untried
+    sequences: int  # that are evaluated
+    flips: int  # of each of these
+    searched: int  # other sequences, on which prompts and learning rates are chosen
+    longest: int  # hard prompt of the search, tokens
+    candidates: int  # tokens that are read at each place of it
+
+
+FLIPS_SCALES = {
+    "smoke": FlipsScale(2, 2, 2, 4, 1, 3, 6, 2, 2, 2),
+    "quick": FlipsScale(1, 25, 4, 50, 0, 32, 100, 8, 3, 4),
+    "paper": FlipsScale(3, 300, 16, 50, 100, 512, 100, 32, 6, 16),
+}
+TRIED = (1 / 3, 1.0, 3.0)  # learning rates, as multiples of the one in the middle
+
+
+class FlipsRead(NamedTuple):
+    """What a model says of B sequences of N flips.
+
+    log_probs: (B, N, 2) log-probabilities, nats, of heads and of tails, given that one of them comes.
+    outside: (N,) probability of all other tokens, the mean over sequences.
+    """
+
+    log_probs: Float[np.ndarray, "B N 2"]
+    outside: Float[np.ndarray, " N"]
+
+
+def as_text(model: LanguageModel, source: Sampler) -> WrittenFlips:
+    """Return a source's flips as text, in FACES, behind the header."""
+    return written_flips(model, source, FACES)
+
+
+def flips_predictor(model: LanguageModel, flips: int) -> Predictor:
+    """Return the predictor of the last so many tokens as flips: its distribution over FACES, renormalised."""
+    faces = tuple(int(face) for face in as_text(model, BetaCoins()).faces)
+    return make_llama(replace(model.sizes, sequences_in_cache=SHORT), answer=flips, among=faces)
+
+
+def read_flips(
+    model: LanguageModel, flips: Int[np.ndarray, "B N"], prefix: Prefix = NO_PREFIX, faces: tuple[str, str] = FACES
+) -> FlipsRead:
+    """Let the model predict each flip, heads as 0, from those before it, the header, and a prefix before that."""
+    text = written_flips(model, BetaCoins(), faces)
+    header = np.tile(np.asarray(text.header, np.int32), (len(flips), 1))
+    tokens = np.concatenate([header, np.asarray(text.faces, np.int32)[flips]], axis=1)
+    found = log_probs_of(model, tokens, np.asarray(text.faces), flips.shape[1], prefix).astype(np.float64)
+    total = np.logaddexp(found[..., 0], found[..., 1])
+    return FlipsRead(found - total[..., None], 1 - np.exp(total).mean(axis=0))
+
+
+def asymmetry(model: LanguageModel, faces: tuple[str, str], key: Array, sequences: int = 8, length: int = 16) -> float:
+    """Return how differently a model treats two faces: 0 if it predicts mirrored flips as the mirror image.
+
+    It is the mean over n, and over flips x of random coins, of |p(heads | x_<n) - p(tails | x_<n mirrored)|.
+    """
+    flips = np.asarray(BetaCoins().sample(key, sequences, length)[0])
+    heads, tails = (
+        np.exp(read_flips(model, x, faces=faces).log_probs[..., i]) for i, x in enumerate((flips, 1 - flips))
+    )
+    return float(np.abs(heads - tails).mean())
+
+
+@functools.cache
+def readout_rows(tokens: tuple[int, ...]) -> Tuner:
+    """Learn the rows of the unembedding that belong to some tokens; an embedding that it shares them with stays."""
+
+    def rows_of(base):
+        return base["unembedding"].get("rows", base["embedding"])
+
+    def init(key, base):
+        return rows_of(base)[jnp.array(tokens)]
+
+    def inject(base, phi):
+        rows = rows_of(base).at[jnp.array(tokens)].set(phi)
+        return {**base, "unembedding": {**base["unembedding"], "rows": rows}}, NO_PREFIX
+
+    return Tuner(init, inject, f"UnembedWT of tokens {tokens}")
+
+
+def flips_tuner(model: LanguageModel, method: str, rows: int, rank: int) -> Tuner:
+    """Return a method as a tuner; UnembedWT learns the two rows of FACES."""
+    if method == "UnembedWT":
+        return readout_rows(tuple(int(face) for face in as_text(model, BetaCoins()).faces))
+    return make_tuner(method, model.sizes, rows, rank)
+
+
+def evaluation_flips(cell: Cell) -> tuple[Int[np.ndarray, "B N"], Float[np.ndarray, "B 2"]]:
+    """Return the evaluation sequences, heads as 0, and each one's coin: the same for all methods and repetitions."""
+    at = FLIPS_SCALES[cell.scale]
+    return jax.device_get(cell.experiment.target.sample(cell.key("evaluate"), at.sequences, at.flips))
+
+
+def compute(run: Run) -> xr.Dataset:
+    """Compute a cell: an exact predictor, or the model after tuning, one repetition after the other (Eq. 10)."""
+    cell, target = run.cell, run.cell.experiment.target
+    flips, latent = evaluation_flips(cell)
+    oracle = target.oracle_log_probs(flips, latent)
+    if cell.architecture == "bayes":
+        return label(evaluated([target.bayes_log_probs(flips)], flips, oracle))
+    model, read, kept = the_model(), [], []
+    for params, prefix, found in _models(run, model):
+        read.append(read_flips(model._replace(params=params), flips, prefix))
+        kept.append(found)
+    dataset = label(evaluated([each.log_probs for each in read], flips, oracle)).assign(
+        outside=(("repetition", "n"), np.stack([each.outside for each in read]), {"units": "probability"}),
+        **{
+            name: (("repetition", *dims), np.stack([found[name][1] for found in kept]))
+            for name, (dims, _) in kept[0].items()
+        },
+    )
+    if cell.method == "NoTuning":
+        key = cell.key("sample")
+        dataset["asymmetry"] = ("pair", np.array([asymmetry(model, pair, key) for pair in PAIRS]))
+    if cell.method == "HardPT":
+        dataset = dataset.assign(_in_english(model, flips, oracle))
+    return dataset
+
+
+def _in_english(model: LanguageModel, flips: np.ndarray, oracle: np.ndarray) -> dict[str, Any]:
+    """Return the regret behind each of the prompts in plain English, nats."""
+    heads, tails = (face.strip() for face in FACES)
+    prompts = (model.encode(prompt.format(heads=heads, tails=tails)) for prompt in ENGLISH)
+    read = [read_flips(model, flips, hard_prefix(tokens, model.sizes.num_tokens)) for tokens in prompts]
+    regret = np.stack([cumulative_regret(each.log_probs, flips, oracle).mean for each in read])
+    return {
+        "english_regret": (("english", "n"), regret, {"units": "nats"}),
+        "english_outside": (("english", "n"), np.stack([each.outside for each in read])),
+    }
+
+
+def _models(run: Run, model: LanguageModel) -> Iterator[tuple[Params, Prefix, dict[str, Any]]]:
+    """Yield parameters and prefix of each repetition, and what is kept of it: variables as (axes, values)."""
+    cell, at = run.cell, FLIPS_SCALES[run.cell.scale]
+    if cell.method == "NoTuning":
+        yield model.params, NO_PREFIX, {}
+        return
+    text, predictor = as_text(model, cell.experiment.target), flips_predictor(model, at.length)
+    start = len(text.header)
+    searched = np.asarray(text.sample(cell.key("search"), at.searched, start + at.length)[0])
+    if cell.method == "HardPT":
+        found = coordinate_search(predictor, model.params, at.longest, searched, at.candidates)
+        padded = np.full(at.longest, -1, np.int32)  # -1 where the best prompt is shorter
+        padded[: len(found.prefix)] = found.prefix
+        kept = {"prompt": (("position",), padded), "search_loss": (("prompt_length",), found.loss)}
+        yield model.params, hard_prefix(found.prefix, model.sizes.num_tokens), kept
+        return
+    tuner = flips_tuner(model, cell.method, cell.experiment.rows, cell.experiment.rank)
+    settings = cell.experiment.tuning(cell.method, cell.scale)
+    settings = replace(settings, length=start + settings.length)
+    settings, tried = _choose_rate(run, predictor, tuner, model.params, text, settings, searched)
+    for repetition in range(cell.repetitions):
+        clock = [(0, time.monotonic())]
+
+        def advance(step, loss, done=repetition * settings.steps, clock=clock):
+            clock.append((step, time.monotonic()))
+            if run.progress is not None:
+                return run.progress((done + step) / cell.repetitions, loss)
+
+        phi, loss = fit(
+            predictor, tuner, model.params, text, settings, jax.random.fold_in(cell.key("tune"), repetition), 1,
+            run.checkpoint(f"repetition-{repetition}"), advance,
+        )  # fmt: skip
+        params, prefix = tuner.inject(model.params, jax.tree.map(lambda x: x[0], phi))
+        kept = {
+            "tuning_loss": (("tuning_step",), loss[0]),
+            "learning_rate": ((), np.float64(settings.learning_rate)),
+            "step_seconds": ((), np.float64(_step_seconds(clock))),
+        }
+        if prefix.length:
+            names = ("layer", "position", "feature") if cell.method == "PrefixTuning" else ("position", "feature")
+            kept["prefix"] = (names, np.asarray(phi[0]))
+        yield params, prefix, kept | tried
+
+
+def _step_seconds(clock: list[tuple[int, float]]) -> float:
+    """Return the seconds of a step: after the first chunk, which compiles, where there are others."""
+    first = clock[1] if len(clock) > 2 else clock[0]
+    return (clock[-1][1] - first[1]) / max(clock[-1][0] - first[0], 1)
+
+
+def _choose_rate(
+    run: Run,
+    predictor: Predictor,
+    tuner: Tuner,
+    params: Params,
+    text: WrittenFlips,
+    settings: FitConfig,
+    searched: Int[np.ndarray, "B N"],
+) -> tuple[FitConfig, dict[str, Any]]:
+    """Return the settings with the learning rate whose short trial does best on other sequences, and all losses there.
+
+    A trial that diverges has infinite loss. The flips of the trials are no repetition's.
+    """
+    steps = FLIPS_SCALES[run.cell.scale].trial
+    if not steps:
+        return settings, {}
+    rates, losses = [factor * settings.learning_rate for factor in TRIED], []
+    size = max(n for n in range(1, SHORT + 1) if len(searched) % n == 0)
+    parts = jnp.asarray(searched.reshape(-1, size, searched.shape[1]))
+    score = jax.jit(lambda params, phi: mean_loss(predictor, *tuner.inject(params, phi), parts))
+    for index, rate in enumerate(rates):
+        trial = replace(settings, steps=steps, learning_rate=rate)
+        given = (trial, run.cell.key("sample"), 1, run.checkpoint(f"rate-{index}"))
+        progress = run.progress and (lambda _, loss: run.progress(0, loss))
+        try:
+            phi, _ = fit(predictor, tuner, params, text, *given, progress)
+            losses.append(float(score(params, jax.tree.map(lambda x: x[0], phi))))
+        except DivergedError:
+            losses.append(np.inf)
+    best = rates[int(np.argmin(losses))]
+    tried = {"rate": (("trial",), np.array(rates)), "rate_loss": (("trial",), np.array(losses))}
+    return replace(settings, learning_rate=best), tried
