@@ -38,7 +38,7 @@ def print_book() -> None:
     ):
         page = browser.new_page()
         page.set_default_timeout(600_000)
-        page.goto((PAGES / "_build" / "singlehtml" / "index.html").as_uri())
+        page.goto((PAGES / "_build" / "singlehtml" / "intro.html").as_uri())  # index.html only leads there
         page.evaluate(READY)
         page.pdf(
             path=PDF,
