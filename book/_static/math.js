@@ -1,5 +1,5 @@
 // Formulas are written as they come near the window, by a script that is fetched once the text is there to be read.
-const unwritten = new Set(document.querySelectorAll(".math"));
+const unwritten = new Set();
 const write = (near) => {
   const formulas = near.filter((formula) => unwritten.delete(formula)); // printing may have written it
   MathJax.typeset(formulas);
@@ -29,4 +29,10 @@ const afterTheText = new PerformanceObserver(() => {
   afterTheText.disconnect();
   fetchScript();
 });
-if (unwritten.size) afterTheText.observe({ type: "paint", buffered: true });
+const findFormulas = () => {
+  document.querySelectorAll(".math").forEach((formula) => unwritten.add(formula));
+  if (unwritten.size) afterTheText.observe({ type: "paint", buffered: true });
+};
+// The one long page that is printed has its scripts before its text.
+if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", findFormulas);
+else findFormulas();

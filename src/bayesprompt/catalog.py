@@ -34,8 +34,7 @@ from bayesprompt.store import SHIPPED, Store
 from bayesprompt.theory import claims as theory_claims
 from bayesprompt.tuning.tuners import make_tuner
 
-EXPERIMENTS: dict[str, Experiment] = COIN_EXPERIMENTS | DIGIT_EXPERIMENTS | LANGUAGE_EXPERIMENTS
-EXPERIMENTS |= FLIPS_EXPERIMENTS
+EXPERIMENTS: dict[str, Experiment] = COIN_EXPERIMENTS | DIGIT_EXPERIMENTS | LANGUAGE_EXPERIMENTS | FLIPS_EXPERIMENTS
 METHODS = (*BAYES_METHODS, *NETWORK_METHODS, "PrefixTuning", *NETWORKS)
 CHOICES = [*(name for name, experiment in EXPERIMENTS.items() if experiment.figures != SWEPT), *SWEEPS]
 _PARTS = (prompting_claims, theory_claims, mechanism_claims, claims_inside, claims_limits)

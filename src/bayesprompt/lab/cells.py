@@ -1,5 +1,6 @@
 """Stored cells: what is kept of a result, and loading it with what belongs to it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ def load_cell(cell: Cell, store: Store) -> xr.Dataset | None:
         return None
     found = store.load(cell.name, cell.config(None if base is None else base.attrs["network"]))
     return None if found is None else condense(found)
+
+
+def scale_of(dataset: xr.Dataset) -> str:
+    """Return the scale at which a stored cell was computed: one of SCALES."""
+    return json.loads(dataset.attrs["config"])["scale"]
 
 
 def condense(dataset: xr.Dataset, n: int = 50) -> xr.Dataset:

@@ -4,7 +4,6 @@ Nothing is computed here but medians and quartiles over repetitions. Figures sta
 the same on a light page and on a dark one.
 """
 
-import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from bayesprompt.checks import UserError
+from bayesprompt.lab.cells import scale_of
 from bayesprompt.lab.experiment import BAYES_METHODS, SCALES
 from bayesprompt.lab.style import own_style
 from bayesprompt.measures.regret import quantiles
@@ -55,13 +55,9 @@ METHOD_LINES |= {
 }
 
 
-def _scale(dataset: xr.Dataset) -> str:
-    return json.loads(dataset.attrs["config"])["scale"]
-
-
 def stand_ins(datasets: Datasets) -> dict[str, str]:
     """Return the scale of each method whose results are of a lower scale than others of the group."""
-    scales = {m: _scale(d) for m, d in datasets.items() if d is not None}
+    scales = {m: scale_of(d) for m, d in datasets.items() if d is not None}
     top = max(scales.values(), key=SCALES.index, default=None)
     return {m: scale for m, scale in scales.items() if scale != top}
 
@@ -69,16 +65,17 @@ def stand_ins(datasets: Datasets) -> dict[str, str]:
 def provenance_line(*datasets: Datasets | Iterable[xr.Dataset | None]) -> str:
     """Return scale, devices, dates and commits of some datasets in words, e.g. for a picture's lower edge."""
     groups = (group.values() if isinstance(group, Mapping) else group for group in datasets)
-    attrs = [dataset.attrs for group in groups for dataset in group if dataset is not None]
-    if not attrs:
+    found = [dataset for group in groups for dataset in group if dataset is not None]
+    if not found:
         return "no stored results"
 
     def together(values: Iterable[str]) -> str:
         return " / ".join(dict.fromkeys(values))
 
+    attrs = [dataset.attrs for dataset in found]
     dates = sorted(a["date"] for a in attrs)
     days = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
-    scales = together(sorted((json.loads(a["config"])["scale"] for a in attrs), key=SCALES.index, reverse=True))
+    scales = together(sorted(map(scale_of, found), key=SCALES.index, reverse=True))
     commits = together(a["commit"][:7] + ("+" if a["commit"].endswith("+changes") else "") for a in attrs)
     return f"{scales} scale, {together(a['device'] for a in attrs)}, {days}, commit {commits}"
 

@@ -1,5 +1,6 @@
 """The belief that predictions imitate: the closest Beta prior, and what the best of all Beta priors could do."""
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -102,13 +103,13 @@ def best_beta(target: Exchangeable, length: int, strength: float | int | None = 
     return BestBeta(float(a), float(b), curve(a, b))
 
 
-def one_hump_bound(target: Exchangeable, length: int) -> float:
+def one_hump_bound(target: Exchangeable, length: int, peak: tuple[float, float] | None = None) -> float:
     """Return a lower bound, nats, on the exact R(length) of every belief about the bias that has one hump.
 
     A hump with its peak in an interval is a mixture of uniform beliefs with one end there. If f is the evidence of one
     such mixture and g that of another, Jensen's inequality gives R_f - R_g <= log E[g / f], and E[g / f] is at most the
-    largest one of a single uniform belief. The bound takes the least over 20 intervals, up to the grid of the other end
-    (1/800 apart). Raises UserError for other than coins, and for length < 1.
+    largest one of a single uniform belief, up to the grid of the other end (1/800 apart). Without an interval for the
+    `peak` the bound is the least over twenty. Raises UserError for other than coins, and for length < 1.
     """
     check_coins(target=target)
     check_integer("length", length, 1)
@@ -134,8 +135,8 @@ def one_hump_bound(target: Exchangeable, length: int) -> float:
         slack = np.log((flat(np.linspace(low, high, 9), np.linspace(0, 1, 801)) @ (chance / mixed)).max())
         return -chance @ np.log(mixed) - length * target.mean_entropy() - slack
 
-    ends = np.linspace(0, 1, 21)
-    return float(min(least(low, high) for low, high in zip(ends[:-1], ends[1:], strict=True)))
+    intervals = [peak] if peak else itertools.pairwise(np.linspace(0, 1, 21))
+    return float(min(least(low, high) for low, high in intervals))
 
 
 def fitted_beliefs(datasets: Mapping[str, xr.Dataset | None], target: Exchangeable) -> dict[str, BetaFit]:

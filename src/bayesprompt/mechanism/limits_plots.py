@@ -1,10 +1,9 @@
 """Figures 1 and 3 of Genewein et al. (2025) in a language model, beside those of a small network."""
 
-import json
-
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from bayesprompt.lab.cells import scale_of
 from bayesprompt.lab.experiment import SCALES
 from bayesprompt.lab.plotting import Datasets, add_provenance, common_top, regret_bars, regret_curves, say_missing
 from bayesprompt.lab.style import own_style
@@ -18,7 +17,7 @@ STEPS = 100  # flips of each evaluation sequence of the language model
 
 def scales_of(group: Datasets) -> str:
     """Return the scales of some results in words, e.g. "quick scale"."""
-    scales = {json.loads(d.attrs["config"])["scale"] for d in group.values() if d is not None}
+    scales = {scale_of(d) for d in group.values() if d is not None}
     return f"{' and '.join(s for s in SCALES if s in scales) or 'no'} scale"
 
 

@@ -105,6 +105,23 @@ def attend(
     return mixed.reshape(*mixed.shape[:2], math.prod(mixed.shape[2:]))
 
 
+def rotate(
+    x: Float[Array, "*batch n H d"], places: Int[Array, " n"], base: float, factors: tuple[float, ...]
+) -> Float[Array, "*batch n H d"]:
+    """Turn pairs of coordinates (i, i + d/2) by angles proportional to the position (Su et al. 2021).
+
+    The angles of each pair are divided by its one of `factors`, if there are any.
+    """
+    half = x.shape[-1] // 2
+    each = base ** (-jnp.arange(half, dtype=jnp.promote_types(x.dtype, jnp.float32)) / half)
+    if factors:
+        each = each / jnp.array(factors, each.dtype)
+    angle = places[:, None] * each[None]
+    cos, sin = (jnp.expand_dims(y[:, None], tuple(range(x.ndim - 3))) for y in (jnp.cos(angle), jnp.sin(angle)))
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
 def cut(
     query: Float[Array, "B rows H d"], key: Float[Array, "B rows H d"], value: Float[Array, "B rows H d"], prefix: slice
 ) -> Reading:

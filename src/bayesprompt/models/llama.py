@@ -1,6 +1,7 @@
 """The LLaMA family as a `Predictor`: one block, scanned over stacked weights."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import UserError, check_integer, check_tokens
-from bayesprompt.models.layers import Layer, Memory, State, Trace, attend, cut, token_losses
+from bayesprompt.models.layers import Layer, Memory, State, Trace, attend, cut, rotate, token_losses
 from bayesprompt.models.llama_sizes import Llama, shapes
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, check_prefix
@@ -25,19 +26,20 @@ def make_llama(sizes: Llama, answer: int = 0, among: tuple[int, ...] = ()) -> Pr
     """Return the predictor of these sizes; it predicts the last `answer` tokens of a sequence, or all that it can (0).
 
     Behind a prompt of rows that is every token; with no prompt, or one given layer by layer, the first token is read
-    and not predicted. A target token of -1 is read as token 0 and costs nothing. With `among`, K tokens, the prediction
-    is its distribution over these, renormalised: log-probabilities (B, n, K), and another target token costs NaN.
-    Raises UserError for `answer` < 0, and for `among` with a token twice or outside the vocabulary.
+    and not predicted. A target token of -1 is read as token 0 and costs nothing. With K tokens `among`, it predicts
+    which of these comes: log-probabilities (B, n, K), and another target token costs NaN. Raises UserError for
+    `answer` < 0, and for `among` with a token twice or outside the vocabulary.
     """
     check_integer("answer", answer, 0)
     if len(set(among)) < len(among) or not all(0 <= token < sizes.num_tokens for token in among):
         raise UserError(f"among = {among}: must be different tokens in 0..{sizes.num_tokens - 1}")
+    answers = functools.partial(_answers, sizes, answer, among)
     return Predictor(
         init=functools.partial(_init, sizes),
         prompt=functools.partial(_prompt, sizes),
-        predict=functools.partial(_predict, sizes, answer, among),
+        predict=functools.partial(_predict, answers),
         architecture=sizes,
-        losses=functools.partial(_losses, sizes, answer, among),
+        losses=functools.partial(_losses, answers, among),
         inspect=functools.partial(_inspect, sizes, answer),
         sequences_in_cache=sizes.sequences_in_cache,
         cores="nothing",
@@ -87,25 +89,13 @@ def _norm(x: Array, scale: Array, epsilon: float) -> Array:
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
-def _rotate(sizes: Llama, x: Float[Array, "*batch n H d"], places: Int[Array, " n"]) -> Float[Array, "*batch n H d"]:
-    """Turn pairs of coordinates (i, i + d/2) by angles proportional to the position (Su et al. 2021)."""
-    half = x.shape[-1] // 2
-    each = sizes.rope_base ** (-jnp.arange(half, dtype=jnp.promote_types(x.dtype, jnp.float32)) / half)
-    if sizes.rope_factors:
-        each = each / jnp.array(sizes.rope_factors, each.dtype)
-    angle = places[:, None] * each[None]
-    cos, sin = (jnp.expand_dims(y[:, None], tuple(range(x.ndim - 3))) for y in (jnp.cos(angle), jnp.sin(angle)))
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
 def _project(sizes: Llama, block: Params, x: Float[Array, "*batch n D"], places: Int[Array, " n"]) -> Projected:
     x = _norm(x, block["attention_norm"], sizes.norm_epsilon)
     query, key, value = (checkpoint_name(x @ block[name], _KEPT) for name in ("query", "key", "value"))
     query, key, value = (
         y.reshape(*y.shape[:-1], y.shape[-1] // sizes.head_dim, sizes.head_dim) for y in (query, key, value)
     )
-    query, key = (_rotate(sizes, y, places) for y in (query, key))
+    query, key = (rotate(y, places, sizes.rope_base, sizes.rope_factors) for y in (query, key))
     shared = sizes.num_heads // sizes.num_kv_heads  # heads that read the same keys and values
     return Projected(query / sizes.head_dim**0.5, jnp.repeat(key, shared, axis=-2), jnp.repeat(value, shared, axis=-2))
 
@@ -172,29 +162,31 @@ def _embed(params: Params, state: State, tokens: Int[Array, "B n"]) -> Float[Arr
     return jnp.concatenate([jnp.broadcast_to(rows, (len(x), *rows.shape)), x], axis=1)
 
 
-def _outputs(sizes: Llama, answer: int, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
-    """Return the outputs (B, n, D) that predict the last n tokens; the last token is never read."""
+def _answers(sizes: Llama, answer: int, among: tuple[int, ...], params: Params, state: State, tokens: Array) -> tuple:
+    """Return the outputs (B, n, D) that predict the last n tokens, and the rows (K, D) of what they may be."""
 
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_KEPT), prevent_cse=False)
     def read(x, xs):
         return _run(sizes, xs[0], x, xs[1]).output, None
 
     x = jax.lax.scan(read, _embed(params, state, tokens[:, :-1]), (params["torso"], state["layers"]))[0]
-    return x[:, -(answer or tokens.shape[1]) :]
+    x, rows = _unembedding(sizes, params, x[:, -(answer or tokens.shape[1]) :])
+    return x, rows[jnp.array(among)] if among else rows
 
 
-def _predict(sizes: Llama, answer: int, among: tuple, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
-    x, rows = _unembedding(sizes, params, _outputs(sizes, answer, params, state, tokens))
-    return jax.nn.log_softmax(x @ (rows[jnp.array(among)] if among else rows).T)
+def _predict(answers: Callable, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
+    x, rows = answers(params, state, tokens)
+    return jax.nn.log_softmax(x @ rows.T)
 
 
-def _losses(sizes: Llama, answer: int, among: tuple, params: Params, state: State, tokens: Int[Array, "B N"]) -> Array:
-    x, rows = _unembedding(sizes, params, _outputs(sizes, answer, params, state, tokens))
+def _losses(
+    answers: Callable, among: tuple[int, ...], params: Params, state: State, tokens: Int[Array, "B N"]
+) -> Array:
+    x, rows = answers(params, state, tokens)
     tokens = tokens[:, -x.shape[1] :]
     if among:  # by their place among these; what is none of them comes after the last
         same = tokens[..., None] == jnp.array(among)[None, None]
         tokens = jnp.where(tokens == -1, -1, jnp.where(same.any(-1), same.argmax(-1), len(among)))
-        rows = rows[jnp.array(among)]
     return token_losses(rows, x, tokens)
 
 

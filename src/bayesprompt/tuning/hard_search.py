@@ -4,7 +4,6 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -41,20 +40,13 @@ def hard_search(
     tokens = check_tokens(tokens, predictor.architecture.num_tokens)
     mesh = make_mesh(len(prefixes), 1)
     filled = np.resize(prefixes, (padded(len(prefixes), mesh.shape["repetition"]), prefix_length))
-    parts = tokens.reshape(-1, part_size(len(tokens), predictor.sequences_in_cache), tokens.shape[1])
-    loss = gather(_score(predictor, mesh, jax.device_get(params), filled, parts))[: len(prefixes)]
+    loss = gather(_score(predictor, mesh, jax.device_get(params), filled, in_parts(predictor, tokens)))[: len(prefixes)]
     return HardSearch(prefixes[int(np.argmin(loss))], loss)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(predictor: Predictor, mesh: Mesh, params: Params, prefixes: Array, parts: Array) -> Array:
-    def score(params, parts, prefix):
-        rows = jax.nn.one_hot(prefix, predictor.architecture.num_tokens)
-        return mean_loss(predictor, params, Prefix(inputs=rows), parts)
-
-    def score_share(params, parts, prefixes):
-        return jax.lax.map(functools.partial(score, params, parts), prefixes)
-
+    score_share = functools.partial(_losses, predictor)
     return spread(score_share, mesh, WHOLE, WHOLE, SHARED_OUT)(params, parts, prefixes)
 
 
@@ -92,8 +84,7 @@ def coordinate_search(
     check_integer("sweeps", sweeps, 1)
     check_network(predictor, params)
     tokens = check_tokens(tokens, predictor.architecture.num_tokens)
-    parts = jnp.asarray(tokens.reshape(-1, part_size(len(tokens), predictor.sequences_in_cache), tokens.shape[1]))
-    given = predictor, params, parts
+    given = predictor, params, in_parts(predictor, tokens)
     prefix = np.zeros(0, np.int32)
     found, losses = [prefix], [float(_losses(*given, prefix[None])[0])]
     for length in range(1, int(longest) + 1):
@@ -113,6 +104,11 @@ def coordinate_search(
         found.append(prefix)
         losses.append(loss)
     return CoordinateSearch(found[int(np.argmin(losses))], np.array(losses))
+
+
+def in_parts(predictor: Predictor, tokens: Int[np.ndarray, "B N"]) -> Int[np.ndarray, "P S N"]:
+    """Return sequences in parts of as many as are computed at a time."""
+    return tokens.reshape(-1, part_size(len(tokens), predictor.sequences_in_cache), tokens.shape[1])
 
 
 def mean_loss(predictor: Predictor, params: Params, prefix: Prefix, parts: Int[Array, "P S N"]) -> Float[Array, ""]:

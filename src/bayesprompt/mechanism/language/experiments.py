@@ -9,7 +9,7 @@ import xarray as xr
 
 from bayesprompt.lab.experiment import Result, Run
 from bayesprompt.mechanism.language import coin, flips, labels, one_token
-from bayesprompt.mechanism.language.tasks import LANGUAGE_SCALES
+from bayesprompt.mechanism.language.tasks import ENGLISH, FACES, FLIPS_SCALES, LANGUAGE_SCALES, TRIED
 from bayesprompt.models.gguf import SMOLLM2_HASH
 from bayesprompt.models.llama import Llama, make_llama
 from bayesprompt.models.predictor import Predictor
@@ -120,29 +120,29 @@ class FlipsExperiment:
 
     def repetitions(self, method: str, scale: str) -> int:
         """Return the number of repetitions: one where nothing is tuned by gradients."""
-        return 1 if self.tuning(method, scale) is None else flips.FLIPS_SCALES[scale].repetitions
+        return 1 if self.tuning(method, scale) is None else FLIPS_SCALES[scale].repetitions
 
     def tuning(self, method: str, scale: str) -> FitConfig | None:
         """Return the settings of a method's tuning at a scale (length in flips; the rate in the middle), or None."""
-        at = flips.FLIPS_SCALES[scale]
+        at = FLIPS_SCALES[scale]
         return FitConfig(at.steps, at.batch, at.length, _RATES[method]) if method in _RATES else None
 
     def config(self, architecture: str, method: str, scale: str, network_hash: str | None) -> dict[str, Any]:
         """Return what decides a cell's numbers, besides its name and seed, as JSON values."""
-        at = flips.FLIPS_SCALES[scale]
+        at = FLIPS_SCALES[scale]
         config = {"target": to_config(self.target), "sequences": at.sequences, "length": at.flips}
         if architecture == "bayes":
             return config
-        config |= {"file": self.network, "faces": flips.FACES, "amounts": at._asdict()}
+        config |= {"file": self.network, "faces": FACES, "amounts": at._asdict()}
         config |= {"repetitions": self.repetitions(method, scale)}
         if method in ("SoftPT", "PrefixTuning"):
             config["prefix_length"] = self.rows
         if method == "LoRAWT":
             config["rank"] = self.rank
         if method == "HardPT":
-            config["english"] = flips.ENGLISH
+            config["english"] = ENGLISH
         fit = self.tuning(method, scale)
-        return config | ({} if fit is None else {"fit": asdict(fit), "rates": flips.TRIED})
+        return config | ({} if fit is None else {"fit": asdict(fit), "rates": TRIED})
 
     def compute(self, run: Run) -> Result:
         """Compute a cell."""

@@ -19,7 +19,15 @@ from jaxtyping import Array, Float, Int
 from bayesprompt.lab.experiment import Cell, Run
 from bayesprompt.measures.regret import cumulative_regret
 from bayesprompt.mechanism.language.labels import SHORT, log_probs_of
-from bayesprompt.mechanism.language.tasks import WrittenFlips, written_flips
+from bayesprompt.mechanism.language.tasks import (
+    ENGLISH,
+    FACES,
+    FLIPS_SCALES,
+    PAIRS,
+    TRIED,
+    WrittenFlips,
+    written_flips,
+)
 from bayesprompt.models.gguf import LanguageModel, the_model
 from bayesprompt.models.llama import make_llama
 from bayesprompt.models.predictor import Params, Predictor
@@ -27,44 +35,8 @@ from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.prompting.compute import evaluated, label
 from bayesprompt.sources import BetaCoins, Sampler
 from bayesprompt.tuning.fitting import DivergedError, FitConfig, fit
-from bayesprompt.tuning.hard_search import coordinate_search, mean_loss
+from bayesprompt.tuning.hard_search import coordinate_search, in_parts, mean_loss
 from bayesprompt.tuning.tuners import Tuner, make_tuner
-
-# Candidates for heads and tails. The rule: the pair whose `asymmetry` in the untouched model is least.
-PAIRS = ((" H", " T"), (" A", " B"), (" X", " Y"), (" a", " b"), (" red", " blue"), (" left", " right"))
-FACES = (" left", " right")
-# Prompts in plain English, before the header: one that says nothing, true ones of each target, and an instruction.
-ENGLISH = (
-    "A coin is flipped many times.\n",
-    "The coin is biased: heads ({heads}) has probability 0.2, tails ({tails}) has probability 0.8.\n",
-    "Tails ({tails}) comes four times as often as heads ({heads}).\n",
-    "One of two coins is flipped. With the first, heads ({heads}) has probability 0.2, with the second 0.8.\n",
-    "Either most of the flips are heads ({heads}), or most of them are tails ({tails}).\n",
-    "The coin may have any bias. Count heads ({heads}) and tails ({tails}) to predict the next flip.\n",
-)
-
-
-class FlipsScale(NamedTuple):
-    """How much is computed. The papers have no such experiment: "paper" is the scale at which claims are judged."""
-
-    repetitions: int
-    steps: int
-    batch: int
-    length: int  # flips in tuning and in the search
-    trial: int  # steps of a trial of each learning rate; 0: the one in the middle is taken untried
-    sequences: int  # that are evaluated
-    flips: int  # of each of these
-    searched: int  # other sequences, on which prompts and learning rates are chosen
-    longest: int  # hard prompt of the search, tokens
-    candidates: int  # tokens that are read at each place of it
-
-
-FLIPS_SCALES = {
-    "smoke": FlipsScale(2, 2, 2, 4, 1, 3, 6, 2, 2, 2),
-    "quick": FlipsScale(1, 25, 4, 50, 0, 32, 100, 8, 3, 4),
-    "paper": FlipsScale(3, 300, 16, 50, 100, 512, 100, 32, 6, 16),
-}
-TRIED = (1 / 3, 1.0, 3.0)  # learning rates, as multiples of the one in the middle
 
 
 class FlipsRead(NamedTuple):
@@ -248,8 +220,7 @@ def _choose_rate(
     if not steps:
         return settings, {}
     rates, losses = [factor * settings.learning_rate for factor in TRIED], []
-    size = max(n for n in range(1, SHORT + 1) if len(searched) % n == 0)
-    parts = jnp.asarray(searched.reshape(-1, size, searched.shape[1]))
+    parts = in_parts(predictor, searched)
     score = jax.jit(lambda params, phi: mean_loss(predictor, *tuner.inject(params, phi), parts))
     for index, rate in enumerate(rates):
         trial = replace(settings, steps=steps, learning_rate=rate)

@@ -41,6 +41,18 @@ _HELD_OUT = 4  # words of each list, its last ones
 
 FLIPS = (" H", " T")
 HEADER = "Flips of a coin:"
+# Candidates for heads and tails. The rule: the pair whose `asymmetry` in the untouched model is least.
+PAIRS = ((" H", " T"), (" A", " B"), (" X", " Y"), (" a", " b"), (" red", " blue"), (" left", " right"))
+FACES = (" left", " right")
+# Prompts in plain English, before the header: one that says nothing, true ones of each target, and an instruction.
+ENGLISH = (
+    "A coin is flipped many times.\n",
+    "The coin is biased: heads ({heads}) has probability 0.2, tails ({tails}) has probability 0.8.\n",
+    "Tails ({tails}) comes four times as often as heads ({heads}).\n",
+    "One of two coins is flipped. With the first, heads ({heads}) has probability 0.2, with the second 0.8.\n",
+    "Either most of the flips are heads ({heads}), or most of them are tails ({tails}).\n",
+    "The coin may have any bias. Count heads ({heads}) and tails ({tails}) to predict the next flip.\n",
+)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens"], meta_fields=["num_tokens"])
@@ -95,6 +107,29 @@ LANGUAGE_SCALES = {
     "quick": LanguageScale(0.25, 2, 1, (1, 2, 4), 16, 50),
     "paper": LanguageScale(1.0, 4, 2, LENGTHS, 64, 100),
 }
+
+
+class FlipsScale(NamedTuple):
+    """How much is computed. The papers have no such experiment: "paper" is the scale at which claims are judged."""
+
+    repetitions: int
+    steps: int
+    batch: int
+    length: int  # flips in tuning and in the search
+    trial: int  # steps of a trial of each learning rate; 0: the one in the middle is taken untried
+    sequences: int  # that are evaluated
+    flips: int  # of each of these
+    searched: int  # other sequences, on which prompts and learning rates are chosen
+    longest: int  # hard prompt of the search, tokens
+    candidates: int  # tokens that are read at each place of it
+
+
+FLIPS_SCALES = {
+    "smoke": FlipsScale(2, 2, 2, 4, 1, 3, 6, 2, 2, 2),
+    "quick": FlipsScale(1, 25, 4, 50, 0, 32, 100, 8, 3, 4),
+    "paper": FlipsScale(3, 300, 16, 50, 100, 512, 100, 32, 6, 16),
+}
+TRIED = (1 / 3, 1.0, 3.0)  # learning rates, as multiples of the one in the middle
 
 
 class Target(NamedTuple):
