@@ -106,9 +106,10 @@ def coordinate_search(
     return CoordinateSearch(found[int(np.argmin(losses))], np.array(losses))
 
 
-def in_parts(predictor: Predictor, tokens: Int[np.ndarray, "B N"]) -> Int[np.ndarray, "P S N"]:
+def in_parts(predictor: Predictor, tokens: Int[np.ndarray, "B N"]) -> Int[Array, "P S N"]:
     """Return sequences in parts of as many as are computed at a time."""
-    return tokens.reshape(-1, part_size(len(tokens), predictor.sequences_in_cache), tokens.shape[1])
+    size = part_size(len(tokens), predictor.sequences_in_cache)
+    return jnp.asarray(tokens.reshape(-1, size, tokens.shape[1]))
 
 
 def mean_loss(predictor: Predictor, params: Params, prefix: Prefix, parts: Int[Array, "P S N"]) -> Float[Array, ""]:
