@@ -1,18 +1,29 @@
-"""The book as one PDF, build/bayesprompt.pdf: all chapters on one long page, printed by a browser."""
+"""The book as one PDF, build/bayesprompt.pdf: all chapters on one long page, printed by a browser, and checked."""
 
 import shutil
 import sys
 
+import pikepdf
 from chapters import BUILD, run
 from playwright.sync_api import sync_playwright
 
 from book import prepare
 
 PAGES, PDF = BUILD / "pdf", BUILD / "bayesprompt.pdf"
+MOST_BYTES = 30_000_000
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 
-# Solutions are opened, pictures fetched, formulas written; the contents are the theme's own.
+# Solutions are opened, pictures fetched, formulas written; the contents are the theme's own. The code of figures, which
+# a screen shows folded, is left out.
 READY = """async () => {
+  for (const details of document.querySelectorAll("details.hide"))
+    if (details.textContent.includes("code cell source")) details.remove();
+  for (const link of document.querySelectorAll('a[href*=".html"]'))
+    if (link.protocol === "file:") {  // of a chapter's output, which knows nothing of the long page
+      const name = link.pathname.match(/[^/]+\\/[^/]+(?=[.]html)/)[0];
+      const place = [name, name.split("/")[1]].map(name => "document-" + name).find(id => document.getElementById(id));
+      link.setAttribute("href", link.hash || "#" + (place ?? ""));
+    }
   for (const details of document.querySelectorAll("details")) details.open = true;
   for (const image of document.images) image.loading = "eager";
   await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
@@ -20,6 +31,7 @@ READY = """async () => {
   await MathJax.startup.promise;
   await new Promise(next => setTimeout(next));
   dispatchEvent(new Event("beforeprint"));
+  return [...document.querySelectorAll(".math")].filter(formula => !formula.querySelector("mjx-container")).length;
 }"""
 NUMBER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
 
@@ -39,10 +51,12 @@ def print_book() -> None:
         page = browser.new_page()
         page.set_default_timeout(600_000)
         page.goto((PAGES / "_build" / "singlehtml" / "intro.html").as_uri())  # index.html only leads there
-        page.evaluate(READY)
+        if missing := page.evaluate(READY):
+            sys.exit(f"{missing} formulas were not written")
         page.pdf(
             path=PDF,
             format="A4",
+            scale=0.8,
             outline=True,
             tagged=True,
             margin=margins,
@@ -51,6 +65,19 @@ def print_book() -> None:
             header_template="<span></span>",
             footer_template=NUMBER,
         )
+    finish()
+
+
+def finish() -> None:
+    """Pack what was printed, which is mostly structure in plain text; a link of a local file, or 30 MB, is an error."""
+    with pikepdf.open(PDF, allow_overwriting_input=True) as printed:
+        notes = (note for page in printed.pages for note in page.get("/Annots", []))
+        links = {str(note.A.URI) for note in notes if "/URI" in note.get("/A", {})}
+        if broken := sorted(link for link in links if not link.startswith("https://")):
+            sys.exit(f"links that lead nowhere on paper: {', '.join(broken)}")
+        printed.save(object_stream_mode=pikepdf.ObjectStreamMode.generate)
+    if (size := PDF.stat().st_size) > MOST_BYTES:
+        sys.exit(f"{PDF}: {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
     print(PDF)
 
 
