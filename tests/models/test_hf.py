@@ -27,6 +27,15 @@ LLAMA3 = {
 ONES = np.ones(24, np.float32)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def optimised():
+    """Compile as users do: what is compared to 5e-6 rounds a little more without."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def write(folder, name="tied", config=(), drop=(), tensors=(), shards=0):
     """Write a recorded network as transformers did; settings and tensors can be added, replaced or dropped."""
     given = json.loads(RECORDED[f"{name}/config.json"].tobytes()) | dict(config)
