@@ -21,8 +21,9 @@ READY = """async () => {
   for (const link of document.querySelectorAll('a[href*=".html"]'))
     if (link.protocol === "file:") {  // of a chapter's output, which knows nothing of the long page
       const name = link.pathname.match(/[^/]+\\/[^/]+(?=[.]html)/)[0];
-      const place = [name, name.split("/")[1]].map(name => "document-" + name).find(id => document.getElementById(id));
-      link.setAttribute("href", link.hash || "#" + (place ?? ""));
+      const places = [link.hash.slice(1), "document-" + name, "document-" + name.split("/")[1]];
+      const place = places.find(id => document.getElementById(id));
+      if (place) link.setAttribute("href", "#" + place);  // else it stays, and is found below
     }
   for (const details of document.querySelectorAll("details")) details.open = true;
   for (const image of document.images) image.loading = "eager";

@@ -7,6 +7,7 @@ import pytest
 
 from bayesprompt import catalog
 from bayesprompt.lab import plan
+from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.judging import Judgement, Part
 from bayesprompt.lab.run import Stop, Stopped, run_cell
 from bayesprompt.store import Store
@@ -49,6 +50,10 @@ def test_a_cell_takes_as_long_an_operation_as_those_like_it():
     assert plan.operations(catalog.cell("single-coin", "bayes", "PreBayes")) == 0
     measured = catalog.load("eliciting-skills", "gpt", "PrefixTuning").attrs["seconds"]
     assert plan.expected_seconds(deep, known, store) == pytest.approx(measured * ratio, rel=0.5)
+    # A cell with many texts is as many fits.
+    texts, coin = (catalog.cell(f"language-model-{name}", "llama", "SoftPT") for name in ("one-token", "coin"))
+    rates = [load_cell(c, store).attrs["seconds"] / plan.operations(c) for c in (texts, coin)]
+    assert 1 / 5 < rates[0] / rates[1] < 5
     nothing = Store(shipped=None)
     assert plan.expected_seconds(soft, known, nothing) > 0, "a guess where nothing is stored"
 

@@ -108,8 +108,8 @@ def one_hump_bound(target: Exchangeable, length: int, peak: tuple[float, float] 
 
     A hump with its peak in an interval is a mixture of uniform beliefs with one end there. If f is the evidence of one
     such mixture and g that of another, Jensen's inequality gives R_f - R_g <= log E[g / f], and E[g / f] is at most the
-    largest one of a single uniform belief, up to the grid of the other end (1/800 apart). Without an interval for the
-    `peak` the bound is the least over twenty. Raises UserError for other than coins, and for length < 1.
+    largest one of a single uniform belief, up to the grids of both ends (the other one's is 1/800 apart). Without an
+    interval for the `peak` the bound is the least over twenty. Raises UserError for other than coins, and length < 1.
     """
     check_coins(target=target)
     check_integer("length", length, 1)

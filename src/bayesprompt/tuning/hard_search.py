@@ -73,10 +73,11 @@ def coordinate_search(
 ) -> CoordinateSearch:
     """Search hard prefixes of up to `longest` tokens by coordinate descent, for vocabularies that no search exhausts.
 
-    The best prefix of a length, with its last token once more, starts the next length. A sweep goes through the places
-    from the last to the first; at each, the `candidates` tokens with the least loss to first order (Ebrahimi et al.
-    2018, HotFlip) are read in its place, and the best replaces it if it is better: the loss never rises. Sweeps end
-    early where one changes nothing. With as many candidates as tokens a place is searched exhaustively.
+    The best prefix found of a length, with its last token once more, starts the next length; the first length starts
+    from the sequences' first token. A sweep goes through the places from the last to the first; at each, the
+    `candidates` tokens with the least loss to first order (Ebrahimi et al. 2018, HotFlip) are read in its place, and
+    the best replaces it if it is better: within a length the loss never rises. Sweeps end early where one changes
+    nothing. With as many candidates as tokens a place is searched exhaustively.
 
     Raises ValueError for longest, candidates or sweeps < 1, and for tokens or parameters of another alphabet.
     """
@@ -114,7 +115,7 @@ def in_parts(predictor: Predictor, tokens: Int[np.ndarray, "B N"]) -> Int[Array,
 
 
 def mean_loss(predictor: Predictor, params: Params, prefix: Prefix, parts: Int[Array, "P S N"]) -> Float[Array, ""]:
-    """Return the mean cumulative log-loss, nats, of the sequences of P parts behind a prefix, which is read once."""
+    """Return the mean cumulative log-loss, nats, of the sequences of P parts behind a prefix."""
     state = predictor.prompt(params, prefix, parts.shape[-1])
     return jax.lax.map(lambda part: predictor.token_losses(params, state, part).sum(1).mean(), parts).mean()
 

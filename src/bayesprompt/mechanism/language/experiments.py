@@ -9,7 +9,15 @@ import xarray as xr
 
 from bayesprompt.lab.experiment import Result, Run
 from bayesprompt.mechanism.language import coin, flips, labels, one_token
-from bayesprompt.mechanism.language.tasks import ENGLISH, FACES, FLIPS_SCALES, LANGUAGE_SCALES, TRIED
+from bayesprompt.mechanism.language.tasks import (
+    ENGLISH,
+    FACES,
+    FLIPS_SCALES,
+    KINDS,
+    LANGUAGE_SCALES,
+    TRIED,
+    LanguageScale,
+)
 from bayesprompt.models.gguf import SMOLLM2_HASH
 from bayesprompt.models.llama import Llama, make_llama
 from bayesprompt.models.predictor import Predictor
@@ -38,6 +46,7 @@ class LanguageExperiment:
     how: Callable[[Run], xr.Dataset]  # its cells are computed
     tunings: tuple[tuple[str, FitConfig | None], ...]  # by method, at paper scale; None: nothing is tuned by gradients
     rows: int  # of the prompt or prefix
+    texts: Callable[[LanguageScale], int] = lambda at: 1  # that are tuned to, side by side
     chapter: str = "mechanism/language_model"
     base: None = None  # its network is a file, not a cell
     network: str = SMOLLM2_HASH
@@ -51,8 +60,8 @@ class LanguageExperiment:
         return make_llama(Llama())
 
     def repetitions(self, method: str, scale: str) -> int:
-        """Return the number of repetitions: one (texts that are tuned to side by side are one piece of work)."""
-        return 1
+        """Return the number of repetitions: one for each text that is tuned to."""
+        return 1 if self.tuning(method, scale) is None else self.texts(LANGUAGE_SCALES[scale])
 
     def tuning(self, method: str, scale: str) -> FitConfig | None:
         """Return the settings of a method's tuning at a scale, or None."""
@@ -78,6 +87,7 @@ LANGUAGE_EXPERIMENTS = {
             "language-model-one-token", "Texts that one soft token commands, or one of all hard ones",
             "Section 3 in a real model", one_token.compute,
             (("SoftPT", DecayingConfig(300, 1, 12, 0.2)), ("HardPT", None)), 1,
+            lambda at: len(at.lengths) * len(KINDS) * at.each * at.starts,
         ),
         LanguageExperiment(
             "language-model-labels", "Reviews in two classes, with a prefix of ten rows", "Figures 5 to 7",

@@ -174,7 +174,7 @@ def _models(run: Run, model: LanguageModel) -> Iterator[tuple[Params, Prefix, di
     settings = replace(settings, length=start + settings.length)
     settings, tried = _choose_rate(run, predictor, tuner, model.params, text, settings, searched)
     for repetition in range(cell.repetitions):
-        clock = [(0, time.monotonic())]
+        clock: list[tuple[int, float]] = []
 
         def advance(step, loss, done=repetition * settings.steps, clock=clock):
             clock.append((step, time.monotonic()))
@@ -198,9 +198,10 @@ def _models(run: Run, model: LanguageModel) -> Iterator[tuple[Params, Prefix, di
 
 
 def _step_seconds(clock: list[tuple[int, float]]) -> float:
-    """Return the seconds of a step: after the first chunk, which compiles, where there are others."""
-    first = clock[1] if len(clock) > 2 else clock[0]
-    return (clock[-1][1] - first[1]) / max(clock[-1][0] - first[0], 1)
+    """Return the seconds of a step after the first chunk, which compiles; NaN where this process computed no other."""
+    if len(clock) < 2:
+        return np.nan
+    return (clock[-1][1] - clock[0][1]) / (clock[-1][0] - clock[0][0])
 
 
 def _choose_rate(
