@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 
 import pikepdf
 from chapters import BUILD, run
@@ -34,6 +35,10 @@ READY = """async () => {
   dispatchEvent(new Event("beforeprint"));
   return [...document.querySelectorAll(".math")].filter(formula => !formula.querySelector("mjx-container")).length;
 }"""
+# What the outline ought to say: the browser's own repeats headings and drops spaces where a line ends.
+HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4, h5, h6, [role=heading]")]
+  .filter(heading => heading.getClientRects().length)
+  .map(heading => heading.innerText.replace(/#\\s*$/, "").replace(/\\s+/g, " ").trim())"""
 NUMBER = '<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>'
 
 
@@ -54,6 +59,8 @@ def print_book() -> None:
         page.goto((PAGES / "_build" / "singlehtml" / "intro.html").as_uri())  # index.html only leads there
         if missing := page.evaluate(READY):
             sys.exit(f"{missing} formulas were not written")
+        page.emulate_media(media="print")
+        headings = page.evaluate(HEADINGS)
         page.pdf(
             path=PDF,
             format="A4",
@@ -66,20 +73,33 @@ def print_book() -> None:
             header_template="<span></span>",
             footer_template=NUMBER,
         )
-    finish()
+    finish(headings)
 
 
-def finish() -> None:
-    """Pack what was printed, which is mostly structure in plain text; a link of a local file, or 30 MB, is an error."""
+def finish(headings: list[str]) -> None:
+    """Name and pack what was printed, which is mostly structure in plain text; local links, or 30 MB, are an error."""
     with pikepdf.open(PDF, allow_overwriting_input=True) as printed:
         notes = (note for page in printed.pages for note in page.get("/Annots", []))
         links = {str(note.A.URI) for note in notes if "/URI" in note.get("/A", {})}
         if broken := sorted(link for link in links if not link.startswith("https://")):
             sys.exit(f"links that lead nowhere on paper: {', '.join(broken)}")
+        with printed.open_outline() as outline:
+            entries = list(walk(outline.root))
+            for entry, heading in zip(entries, headings, strict=True):
+                if "".join(heading.split()) not in "".join(entry.title.split()):
+                    sys.exit(f"outline: {entry.title!r} where the page has {heading!r}")
+                entry.title = heading
         printed.save(object_stream_mode=pikepdf.ObjectStreamMode.generate)
     if (size := PDF.stat().st_size) > MOST_BYTES:
         sys.exit(f"{PDF}: {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
     print(PDF)
+
+
+def walk(entries: list[pikepdf.OutlineItem]) -> Iterator[pikepdf.OutlineItem]:
+    """Entries of an outline in the order of the pages."""
+    for entry in entries:
+        yield entry
+        yield from walk(entry.children)
 
 
 if __name__ == "__main__":
