@@ -48,6 +48,10 @@ OUTSIDE = """[...document.querySelectorAll("article :is(img, .explore input, mjx
     return box.left < 0 || box.right > 400 || (hides && element.clientWidth);
   }).map(element => `${element.className} ${element.textContent.slice(0, 99)}`)"""
 
+# How many formulas stop a reader who moves by the Tab key, though nothing is there to scroll.
+STOPS = """[...document.querySelectorAll("mjx-container[tabindex]")]
+  .filter(formula => getComputedStyle(formula).overflowX === "visible").length"""
+
 # Every displayed formula and every table of which a part, a formula's number say, lies beyond the column of text.
 CUT = """[...document.querySelectorAll("article :is(mjx-container[display], .cell_output table)")].filter(whole => {
   for (let e = whole; e; e = e.parentElement) if (e.tagName === "DETAILS") e.open = true;
@@ -168,6 +172,7 @@ def test_a_page_loads_little_before_a_slider_is_touched(opened):
 def test_a_page_is_whole_and_its_pictures_are_explained(opened):
     name, page, _ = opened
     assert page.locator("mjx-merror, [data-mjx-error], .math:not(:has(mjx-container))").count() == 0
+    assert page.evaluate(STOPS) == 0
     assert page.locator(".explore").count() == written_sliders(name)
     pictures = page.evaluate(PICTURES)
     assert [source for source, alt, *_ in pictures if not alt.strip()] == [], "without words"

@@ -4,7 +4,8 @@ const write = (near) => {
   const formulas = near.filter((formula) => unwritten.delete(formula)); // printing may have written it
   MathJax.typeset(formulas);
   for (const box of formulas.flatMap((formula) => [...formula.querySelectorAll("mjx-container")])) {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0; // so that keys can scroll it
+    // What scrolls can be scrolled by keys; a formula in a sentence holds hidden words that only look too wide.
+    if (box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX !== "visible") box.tabIndex = 0;
   }
 };
 const observer = new IntersectionObserver(

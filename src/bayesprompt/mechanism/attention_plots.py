@@ -66,11 +66,11 @@ def attention_map(ax: Axes, reading: Reading, tokens: Digits, relative: bool = F
         ax.axhline(SIZE - 1.5 - first_row, color=FAINT, linewidth=0.8, linestyle=":")
     digits = [str(int(digit)) for digit in tokens]
     shown = [d + (f"\u2192{digits[i + 1]}" if i >= SIZE - 1 else "") for i, d in enumerate(digits[:-1])]
-    ax.set_yticks(range(rows - first_row), shown[first_row:], fontsize=7)
-    ax.set_xticks(range(size + rows), [""] * size + digits[:-1], fontsize=7)
+    ax.set_yticks(range(rows - first_row), shown[first_row:], fontsize=8)
+    ax.set_xticks(range(size + rows), [""] * size + digits[:-1], fontsize=7.5)
     ax.tick_params(length=0, pad=2)
     for middle, word in ((size / 2 - 0.5, "S" if size else ""), (size + 4.5, "input"), (size + 14, "answer")):
-        ax.text(middle, -0.7, word, ha="center", va="bottom", fontsize=7.5, color=FAINT)
+        ax.text(middle, -0.7, word, ha="center", va="bottom", fontsize=8.5, color=FAINT)
     return image
 
 
@@ -86,7 +86,7 @@ def attention_maps(
     height: float = 3.2,
 ) -> Figure:
     """Draw rows of maps side by side, each named, of a reading of one head with its tokens; None: not computed."""
-    figure, grid = plt.subplots(len(rows), max(map(len, rows)), figsize=(10.5, height * len(rows)), squeeze=False)
+    figure, grid = plt.subplots(len(rows), max(map(len, rows)), figsize=(8.5, height * len(rows)), squeeze=False)
     image = None
     for number, (axes, panels) in enumerate(zip(grid, rows, strict=True)):
         for ax, (title, panel) in zip(axes, panels.items(), strict=True):
@@ -170,7 +170,7 @@ def prefix_clusters(store: Store, of: DigitExperiment, scale: str = "paper") -> 
     Left: without a prefix, coloured by the task that the answer solves. Right: under each task's prefix, with lines
     from where the same input's output was.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6))
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 4.6))
     tuned = load_models(of, "PrefixTuning", store, scale)
     if tuned is None:
         for ax in axes:
@@ -185,16 +185,19 @@ def prefix_clusters(store: Store, of: DigitExperiment, scale: str = "paper") -> 
     for index, task in enumerate([*after, "none"]):
         chosen = completed == (index if task != "none" else -1)
         left.plot(*points[chosen].T, ".", color=TASK_COLORS.get(task, "#aaaaaa"), markersize=6, label=task)
-    left.legend(fontsize=8, title="its answer solves", title_fontsize=8, loc="best")
+    left.legend(fontsize=9, title="its answer solves", title_fontsize=9, loc="best")
     left.set_title("without a prefix", fontsize=10)
     right.plot(*points.T, ".", color="#777777", markersize=3, zorder=3)
-    for task, outputs in after.items():
-        there = project(components, outputs)
+    moved = {task: project(components, outputs) for task, outputs in after.items()}
+    center = np.mean([*moved.values()], axis=(0, 1))
+    for task, there in moved.items():
         lines = np.stack([points, there, np.full_like(there, np.nan)], axis=1).reshape(-1, 2)
         right.plot(*lines.T, color=TASK_COLORS[task], linewidth=0.4, alpha=0.35)
         right.plot(*there.T, ".", color=TASK_COLORS[task], markersize=6)
         card = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": TASK_COLORS[task], "alpha": 0.9}
-        right.text(*there.mean(axis=0), task, ha="center", va="center", fontsize=8.5, bbox=card, zorder=4)
+        middle = there.mean(axis=0)  # the name stands beside its points, away from the others
+        away = {"xytext": 26 * np.sign(middle - center), "textcoords": "offset points", "ha": "center", "va": "center"}
+        right.annotate(task, middle, **away, fontsize=9, bbox=card, zorder=4)
     right.set_title("under each task's prefix (grey: without)", fontsize=10)
     share = components.variance / components.variance.sum()
     for ax in axes:

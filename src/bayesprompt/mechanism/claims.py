@@ -98,7 +98,7 @@ _EXACT = exact_claims(  # tests/mechanism/test_exact_claims.py computes them
     }
 )
 CLAIMS: dict[str, Claim] = _EXACT | {
-    "P7": ("One row cannot turn a sorter around (Table 1).", "paper", _p7),
+    "P7": ("Full tuning turns a sorter around, a tuned prefix row does not (Table 1).", "paper", _p7),
     "P8": ("One row elicits any of four skills (Table 2).", "paper", _p8),
     "P9": ("Longer prefixes combine skills, and learn no new attention (Table 3).", "paper", _p9),
     "P10": ("LoRA with as many parameters learns what a prefix cannot.", "paper", _p10),

@@ -218,5 +218,5 @@ def coin_panels(before: xr.Dataset | None, after: xr.Dataset | None) -> Figure:
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_title(f"log-loss on {name}", fontsize=10)
         ax.set(xlabel="flips", ylabel="nats more than Laplace's rule")
-        ax.legend(fontsize=8, loc="best")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
     return add_provenance(figure, [before, after])
