@@ -54,8 +54,8 @@ def unconditional(V: int, N: int) -> Construction:
     check_integer("V", V, 1, LARGEST_V)
     check_integer("N", N, 1)
     zeros, eye, first = np.zeros((N, N)), np.eye(N), np.eye(1, N)
-    fst = Head(_wide(np.zeros((1, N)), np.ones((1, N))), _wide(np.zeros((1, N)), first), _wide(eye, zeros))
-    pos = Head(*(_wide(zeros, eye),) * 3)
+    fst = Head(np.c_[np.zeros((1, N)), np.ones((1, N))], np.c_[np.zeros((1, N)), first], np.c_[eye, zeros])
+    pos = Head(*(np.c_[zeros, eye],) * 3)
     # Token v spells v, v + 1, ...: as different as V tokens can be.
     E = (np.arange(V) + np.arange(N)[:, None]) % V / V
     return Construction(E, N, (AttentionLayer((fst, pos), SCORE_GAP * N**0.5), *_read_out(N, V)))
@@ -67,9 +67,9 @@ def conditional(V: int) -> Construction:
     Raises ValueError for V outside 1..2**24.
     """
     check_integer("V", V, 1, LARGEST_V)
-    value, none, eye = _wide(np.eye(V), np.zeros((V, 2))), np.zeros((1, V)), np.eye(2)
-    fst = Head(_wide(none, np.ones((1, 2))), _wide(none, np.eye(1, 2)), value)
-    val = Head(*(_wide(np.zeros((2, V)), eye),) * 2, value)
+    value, none, eye = np.c_[np.eye(V), np.zeros((V, 2))], np.zeros((1, V)), np.eye(2)
+    fst = Head(np.c_[none, np.ones((1, 2))], np.c_[none, np.eye(1, 2)], value)
+    val = Head(*(np.c_[np.zeros((2, V)), eye],) * 2, value)
     return Construction(np.eye(V), 2, (AttentionLayer((fst, val), SCORE_GAP * 2**0.5), *_read_out(V, V)))
 
 
@@ -81,10 +81,10 @@ def longer_responses(V: int, N_0: int) -> Construction:
     check_integer("V", V, 1, LARGEST_V)
     check_integer("N_0", N_0, 1)
     N = 2 * N_0
-    value, none = _wide(np.eye(V), np.zeros((V, N))), np.zeros((1, V))
-    user = Head(_wide(none, np.ones((1, N))), _wide(none, np.eye(N)[[N_0]]), value)
+    value, none = np.c_[np.eye(V), np.zeros((V, N))], np.zeros((1, V))
+    user = Head(np.c_[none, np.ones((1, N))], np.c_[none, np.eye(N)[[N_0]]], value)
     shift = np.eye(N, N, N_0)  # position N_0 + i asks for position i
-    back = Head(_wide(np.zeros((N, V)), shift), _wide(np.zeros((N, V)), np.eye(N)), value)
+    back = Head(np.c_[np.zeros((N, V)), shift], np.c_[np.zeros((N, V)), np.eye(N)], value)
     return Construction(np.eye(V), N, (AttentionLayer((user, back), SCORE_GAP * N**0.5), *_read_out(V, V)))
 
 
@@ -104,11 +104,11 @@ def longer_inputs(V: int) -> Construction:
         queries = np.array([np.arange(4) != asking, np.arange(4) == asking], float)
         keys = np.eye(4)[[0, asked]]
         values = np.block([[top * eye, np.zeros((V, 4))], [bottom * eye, np.zeros((V, 4))]])
-        return Head(_wide(np.zeros((2, V)), queries), _wide(np.zeros((2, V)), keys), values)
+        return Head(np.c_[np.zeros((2, V)), queries], np.c_[np.zeros((2, V)), keys], values)
 
     first = (looking_at(2, 1, 1, 0), looking_at(2, 2, 1, 0), looking_at(3, 3, 0, 2))
     upper, lower = np.repeat([[1.0, 0.0]], V, axis=1), np.repeat([[0.0, 1.0]], V, axis=1)
-    second = (Head(lower, upper, _wide(eye, none)), Head(lower, lower, _wide(none, eye)))
+    second = (Head(lower, upper, np.c_[eye, none]), Head(lower, lower, np.c_[none, eye]))
     layers = (
         AttentionLayer(first, SCORE_GAP * 2**0.5),
         LinearLayer(np.eye(2 * V), -np.ones(2 * V)),
@@ -228,7 +228,3 @@ def _read_out(size: int, V: int) -> tuple[LinearLayer, ...]:
     """Build L_ex, L_sum and L_proj, which read the one entry above 1, less 1, as a token."""
     select, add = LinearLayer(np.eye(size), -np.ones(size)), LinearLayer(np.ones((1, size)), np.zeros(1))
     return select, add, tangents(V)
-
-
-def _wide(*blocks: np.ndarray) -> np.ndarray:
-    return np.concatenate(blocks, axis=1)
