@@ -10,9 +10,8 @@ from bayesprompt.lab.experiment import Run
 from bayesprompt.measures.regret import excess_log_loss
 from bayesprompt.mechanism.language.labels import SHORT, log_probs_of, tuned
 from bayesprompt.mechanism.language.tasks import LANGUAGE_SCALES, written_flips
-from bayesprompt.models.gguf import LanguageModel, the_model
+from bayesprompt.models.gguf import the_model
 from bayesprompt.models.llama import make_llama
-from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.sources.coins import BetaCoins, Coin
 
 COINS = {"random coins": BetaCoins(), "bias 0.2": Coin(0.2)}
@@ -29,7 +28,7 @@ def compute(run: Run) -> xr.Dataset:
     for coins in COINS.values():
         text = written_flips(model, coins)
         tokens = np.asarray(text.sample(cell.key("evaluate"), at.sequences, start + at.flips)[0])
-        found = flip_log_probs(model, tokens, start, prefix)
+        found = log_probs_of(model, tokens, np.asarray(text.faces), at.flips, prefix).astype(np.float64)
         total = np.logaddexp(*np.moveaxis(found, -1, 0))
         heads.append(np.exp(found[..., 0] - total))
         mass.append(np.exp(total))
@@ -40,14 +39,6 @@ def compute(run: Run) -> xr.Dataset:
         mass=(axes, np.stack(mass).astype(np.float32), {"units": "probability of any flip"}),
         flipped_heads=(axes, np.stack(seen).astype(np.int8)),
     )
-
-
-def flip_log_probs(
-    model: LanguageModel, tokens: Int[np.ndarray, "B N"], start: int, prefix: Prefix = NO_PREFIX
-) -> Float[np.ndarray, "B n 2"]:
-    """Return the log-probabilities, nats, of heads and of tails as each flip, which begin at place `start`."""
-    faces = np.asarray(written_flips(model, COINS["bias 0.2"]).faces)
-    return log_probs_of(model, tokens, faces, tokens.shape[1] - start, prefix).astype(np.float64)
 
 
 def _flips(dataset: xr.Dataset, coins: str) -> tuple[Int[np.ndarray, "B n"], Float[np.ndarray, "B n"]]:
