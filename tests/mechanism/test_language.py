@@ -20,10 +20,9 @@ from bayesprompt.lab import judging
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.run import run_cell
 from bayesprompt.measures.attention import Reading, outputs
-from bayesprompt.measures.subspaces import beyond_rank, identity_errors
+from bayesprompt.measures.subspaces import beyond_rank, bias_directions, identity_errors, prefix_range
 from bayesprompt.mechanism.language import coin, labels, one_token
 from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
-from bayesprompt.mechanism.language.reading import prefix_use, read_layers
 from bayesprompt.mechanism.language.tasks import (
     KINDS,
     LANGUAGE_SCALES,
@@ -89,7 +88,7 @@ def _longer(row):
 def readings(tiny):
     tokens = np.random.default_rng(1).integers(0, 23, (6, 9)).astype(np.int32)
     rows = Prefix(layers=jax.random.normal(jax.random.key(3), (2, 3, 24)))
-    return read_layers(TINY, tiny.params, tokens, rows)
+    return labels.read_layers(tiny, tokens, rows)
 
 
 def test_identity_errors_are_those_of_rounding(readings):
@@ -107,11 +106,11 @@ def test_a_bias_of_more_directions_than_the_prefix_has_rows_shows(readings):
     assert (beyond_rank(noise[:1, :, :1] * np.ones_like(whole), whole, 1) < 1e-12).all(), "one direction"
 
 
-def test_prefix_use_has_shares_and_at_most_as_many_directions_as_rows(readings):
-    use = prefix_use(readings, 8)
-    assert use.ranges.shape == (2, 3, 3, 3) and use.directions.shape == (2, 3)
-    assert (np.diff(use.ranges, axis=1) >= 0).all(), "percentiles rise"
-    assert (use.directions >= 1).all() and (use.directions <= 2 + 1e-6).all(), "shares of three rows have two freedoms"
+def test_a_prefix_has_shares_and_at_most_as_many_directions_as_rows(readings):
+    ranges, directions = (np.stack([f(reading, 8) for reading in readings]) for f in (prefix_range, bias_directions))
+    assert ranges.shape == (2, 3, 3, 3) and directions.shape == (2, 3)
+    assert (np.diff(ranges, axis=1) >= 0).all(), "percentiles rise"
+    assert (directions >= 1).all() and (directions <= 2 + 1e-6).all(), "shares of three rows have two freedoms"
 
 
 def test_flips_are_written_behind_the_header():

@@ -24,9 +24,8 @@ from bayesprompt.measures.attention import (
 from bayesprompt.mechanism.attention_plots import one_head
 from bayesprompt.mechanism.language.coin import COINS, beside_laplace, flips_excess
 from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
-from bayesprompt.mechanism.language.labels import load_prefix
+from bayesprompt.mechanism.language.labels import load_prefix, read_layers
 from bayesprompt.mechanism.language.one_token import reached
-from bayesprompt.mechanism.language.reading import read_layers
 from bayesprompt.mechanism.language.tasks import KINDS
 from bayesprompt.mechanism.subspace_plots import range_bars
 from bayesprompt.models.gguf import packaged_file, the_model
@@ -58,7 +57,7 @@ def read_sentence(
         return None
     model = the_model()
     tokens = model.encode(text)
-    readings = read_layers(model.sizes, model.params, tokens[None], prefix if tuned else NO_PREFIX)
+    readings = read_layers(model, tokens[None], prefix if tuned else NO_PREFIX)
     return Read([model.decode([token]) for token in tokens], readings, load_cell(cell, store))
 
 

@@ -11,13 +11,14 @@ from jaxtyping import Float, Int
 
 from bayesprompt.lab.cells import load_cell
 from bayesprompt.lab.experiment import Cell, Run
-from bayesprompt.measures.subspaces import Errors, identity_errors
-from bayesprompt.mechanism.language.reading import prefix_use, read_layers
+from bayesprompt.measures.attention import Reading
+from bayesprompt.measures.subspaces import Errors, bias_directions, identity_errors, prefix_range
 from bayesprompt.mechanism.language.tasks import Labelled, Texts, labelled
 from bayesprompt.models.gguf import LanguageModel, the_model
 from bayesprompt.models.llama import make_llama
 from bayesprompt.models.predictor import Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
+from bayesprompt.models.trace import inspect
 from bayesprompt.store import Store
 from bayesprompt.tuning.fitting import fit
 from bayesprompt.tuning.tuners import make_tuner, prefix_from_rows
@@ -71,7 +72,7 @@ def load_prefix(cell: Cell, store: Store) -> Prefix | None:
 def _inside(model: LanguageModel, data: Labelled, prefix: Prefix, drawn: jax.Array) -> dict:
     """Return what the prefix, and one that was only drawn, do inside: on the reviews that were not trained on."""
     tokens = data.tokens[data.held_out == 1][:, :-1]
-    readings, unlearned = (read_layers(model.sizes, model.params, tokens, p) for p in (prefix, Prefix(layers=drawn)))
+    readings, unlearned = (read_layers(model, tokens, p) for p in (prefix, Prefix(layers=drawn)))
     errors = [[identity_errors(reading) for reading in each] for each in (readings, unlearned)]
     axes = ("rows", "layer", "head")  # rows: tuned, drawn
     stored = {
@@ -79,10 +80,20 @@ def _inside(model: LanguageModel, data: Labelled, prefix: Prefix, drawn: jax.Arr
         for name in Errors._fields
     }
     if prefix.length > 1:  # one row's share of the attention within the prefix is 1
-        use = prefix_use(readings, tokens.shape[1] - 1)
-        stored["range"] = (("layer", "level", "head", "position"), use.ranges.astype(np.float32))
-        stored["directions"] = (("layer", "head"), use.directions.astype(np.float32))
+        ranges, directions = (
+            np.stack([measure(reading, tokens.shape[1] - 1) for reading in readings]).astype(np.float32)
+            for measure in (prefix_range, bias_directions)
+        )
+        stored["range"] = (("layer", "level", "head", "position"), ranges)
+        stored["directions"] = (("layer", "head"), directions)
     return stored
+
+
+def read_layers(model: LanguageModel, tokens: Int[np.ndarray, "B N"], prefix: Prefix) -> list[Reading]:
+    """Return what each block's attention reads at every token: leading axes (B, H)."""
+    one_more = np.pad(tokens, ((0, 0), (0, 1)))  # the last token is not read
+    layers = inspect(make_llama(model.sizes, answer=1), model.params, one_more, prefix).layers
+    return jax.device_get([layer.reading for layer in layers])
 
 
 def label_log_probs(
