@@ -260,7 +260,7 @@ def test_a_stored_prefix_is_found_again_and_does_what_was_stored():
     model = the_model()
     data = labelled(model)
     rows = np.random.default_rng(0).choice(len(data.tokens), 6, replace=False)
-    again = labels.label_log_probs(model, data.tokens[rows], data.labels, prefix)
+    again = labels.log_probs_of(model, data.tokens[rows], data.labels, 1, prefix)[:, 0]
     assert np.allclose(again, dataset.label_log_probs.values[rows], atol=2e-3)
 
 

@@ -32,7 +32,7 @@ def compute(run: Run) -> xr.Dataset:
     train = data.tokens[data.held_out == 0]
     predictor = make_llama(replace(model.sizes, sequences_in_cache=SHORT), answer=1)
     prefix, extra = tuned(run, predictor, Texts(train, model.sizes.num_tokens), train.shape[1])
-    log_probs = label_log_probs(model, data.tokens, data.labels, prefix)
+    log_probs = log_probs_of(model, data.tokens, data.labels, 1, prefix)[:, 0]
     if prefix.length:
         extra |= _inside(model, data, prefix, jax.random.normal(run.cell.key("init"), prefix.layers.shape))
     correct = (data.labels[log_probs.argmax(axis=1)] == data.tokens[:, -1]).astype(np.int8)
@@ -94,13 +94,6 @@ def read_layers(model: LanguageModel, tokens: Int[np.ndarray, "B N"], prefix: Pr
     one_more = np.pad(tokens, ((0, 0), (0, 1)))  # the last token is not read
     layers = inspect(make_llama(model.sizes, answer=1), model.params, one_more, prefix).layers
     return jax.device_get([layer.reading for layer in layers])
-
-
-def label_log_probs(
-    model: LanguageModel, tokens: Int[np.ndarray, "B N"], labels: Int[np.ndarray, "2"], prefix: Prefix = NO_PREFIX
-) -> Float[np.ndarray, "B 2"]:
-    """Return the log-probabilities, nats, of both labels as the last token."""
-    return log_probs_of(model, tokens, labels, 1, prefix)[:, 0]
 
 
 def log_probs_of(
