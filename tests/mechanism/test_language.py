@@ -40,6 +40,7 @@ from bayesprompt.models.prefixes import Prefix
 from bayesprompt.models.tokenizer import make_tokenizer
 from bayesprompt.sources.coins import Coin
 from bayesprompt.store import Store
+from bayesprompt.tuning.tuners import prefix_from_rows
 
 TINY = Llama(num_tokens=23, embed_dim=24, num_heads=3, num_kv_heads=1, num_layers=2, mlp_dim=32, context=64)
 
@@ -253,11 +254,8 @@ def test_targets_reviews_and_flips_are_what_their_names_say():
 
 @real
 def test_a_stored_prefix_is_found_again_and_does_what_was_stored():
-    dataset, prefix = (
-        load(catalog.cell("language-model-labels", "llama", "PrefixTuning"), Store(None))
-        for load in (load_cell, labels.load_prefix)
-    )
-    model = the_model()
+    dataset, model = load_cell(catalog.cell("language-model-labels", "llama", "PrefixTuning"), Store(None)), the_model()
+    prefix = prefix_from_rows("PrefixTuning", dataset.prefix.values)
     data = labelled(model)
     rows = np.random.default_rng(0).choice(len(data.tokens), 6, replace=False)
     again = labels.log_probs_of(model, data.tokens[rows], data.labels, 1, prefix)[:, 0]

@@ -24,13 +24,14 @@ from bayesprompt.measures.attention import (
 from bayesprompt.mechanism.attention_plots import one_head
 from bayesprompt.mechanism.language.coin import COINS, beside_laplace, flips_excess
 from bayesprompt.mechanism.language.experiments import LANGUAGE_EXPERIMENTS
-from bayesprompt.mechanism.language.labels import load_prefix, read_layers
+from bayesprompt.mechanism.language.labels import read_layers
 from bayesprompt.mechanism.language.one_token import reached
 from bayesprompt.mechanism.language.tasks import KINDS
 from bayesprompt.mechanism.subspace_plots import range_bars
 from bayesprompt.models.gguf import packaged_file, the_model
 from bayesprompt.models.prefixes import NO_PREFIX
 from bayesprompt.store import Store
+from bayesprompt.tuning.tuners import prefix_from_rows
 
 # What the model reads in every picture of its attention: a review that no prefix was tuned on.
 SENTENCE = "The hotel was disappointing. Class:"
@@ -52,13 +53,13 @@ def read_sentence(
     With `tuned` False it reads the text alone.
     """
     cell = Cell(LANGUAGE_EXPERIMENTS[experiment], "llama", "PrefixTuning", scale)
-    prefix = load_prefix(cell, store)
-    if prefix is None or packaged_file() is None:
+    dataset = load_cell(cell, store)
+    if dataset is None or packaged_file() is None:
         return None
+    prefix = prefix_from_rows(cell.method, dataset.prefix.values) if tuned else NO_PREFIX
     model = the_model()
     tokens = model.encode(text)
-    readings = read_layers(model, tokens[None], prefix if tuned else NO_PREFIX)
-    return Read([model.decode([token]) for token in tokens], readings, load_cell(cell, store))
+    return Read([model.decode([token]) for token in tokens], read_layers(model, tokens[None], prefix), dataset)
 
 
 @own_style()

@@ -9,8 +9,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from bayesprompt.lab.cells import load_cell
-from bayesprompt.lab.experiment import Cell, Run
+from bayesprompt.lab.experiment import Run
 from bayesprompt.measures.attention import Reading
 from bayesprompt.measures.subspaces import Errors, bias_directions, identity_errors, prefix_range
 from bayesprompt.mechanism.language.tasks import Labelled, Texts, labelled
@@ -19,9 +18,8 @@ from bayesprompt.models.llama import make_llama
 from bayesprompt.models.predictor import Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.models.trace import inspect
-from bayesprompt.store import Store
 from bayesprompt.tuning.fitting import fit
-from bayesprompt.tuning.tuners import make_tuner, prefix_from_rows
+from bayesprompt.tuning.tuners import make_tuner
 
 SHORT = 16  # sequences at a time where they are short, or few of their tokens predicted
 
@@ -59,14 +57,6 @@ def tuned(run: Run, predictor: Predictor, source: Texts, length: int) -> tuple[P
         "tuning_loss": ("tuning_step", loss[0], {"units": "nats a sequence"}),
     }
     return tuner.inject(params, phi[0])[1], extra
-
-
-def load_prefix(cell: Cell, store: Store) -> Prefix | None:
-    """Return the tuned prompt or prefix of a stored cell, or None."""
-    dataset = load_cell(cell, store)
-    if dataset is None or "prefix" not in dataset:
-        return None
-    return prefix_from_rows(cell.method, dataset.prefix.values)
 
 
 def _inside(model: LanguageModel, data: Labelled, prefix: Prefix, drawn: jax.Array) -> dict:
