@@ -9,7 +9,7 @@ from bayesprompt.lab.style import own_style
 from bayesprompt.mechanism.attention_plots import prefix_clusters, skill_maps, sorter_maps
 from bayesprompt.mechanism.constructions import tangents
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.language_plots import one_row_attention, one_row_outputs
+from bayesprompt.mechanism.language_plots import attention_panels, behind_one_row, output_panels
 from bayesprompt.mechanism.subspace_plots import prefix_ranges
 from bayesprompt.store import Store
 
@@ -27,9 +27,6 @@ def tangent_lines(_store: Store, V: int, _scale: str = "paper") -> Figure:
     ax.plot(codes, (codes - 0.5) ** 2, "k.", markersize=6, zorder=3)
     ax.set(xlim=(-0.03, 1), ylim=(-0.12, 0.3), xlabel="input x of the last layer", ylabel="confidence")
     return figure
-
-
-_ONE_ROW_HEAD = (0, 5)  # layer, head: of the first layer, whose text nothing has biased, the most attention on the row
 
 
 FIGURES = {
@@ -50,11 +47,11 @@ FIGURES = {
     ),
     "petrov2024-figure-5": PaperFigure(
         "Attention in a language model behind a prefix of one row", "mechanism/language_model", ("P5b",),
-        one_row_attention, _ONE_ROW_HEAD,
+        behind_one_row, attention_panels,
     ),
     "petrov2024-figure-6": PaperFigure(
         "Outputs of a head in a language model behind a prefix of one row", "mechanism/language_model", ("P6b",),
-        one_row_outputs, _ONE_ROW_HEAD,
+        behind_one_row, output_panels,
     ),
     "petrov2024-figure-7": PaperFigure(
         "Range of attention over a prefix of ten rows (a substitute for GPT-2)", "mechanism/longer_prefixes", ("P11",),

@@ -63,20 +63,13 @@ def read_sentence(
 
 
 @own_style()
-def one_row_attention(store: Store, place: tuple[int, int], scale: str = "paper") -> Figure:
-    """Draw attention behind a prefix of one row, for one (layer, head), 0-based (Figure 5)."""
-    return _behind_one_row(store, place, scale, attention_panels)
+def behind_one_row(store: Store, draw: Callable[..., Figure], scale: str = "paper") -> Figure:
+    """Draw what a prefix of one row does to a head (Figures 5 and 6), by `attention_panels` or `output_panels`.
 
-
-@own_style()
-def one_row_outputs(store: Store, place: tuple[int, int], scale: str = "paper") -> Figure:
-    """Draw a head's outputs behind a prefix of one row, for one (layer, head), 0-based (Figure 6)."""
-    return _behind_one_row(store, place, scale, output_panels)
-
-
-def _behind_one_row(store: Store, place: tuple[int, int], scale: str, draw: Callable[..., Figure]) -> Figure:
+    The head is that of the first layer, whose text nothing has biased, with the most attention on the row.
+    """
     read = read_sentence(store, "language-model-labels-1", scale)
-    return add_provenance(draw(read, *place), [read and read.dataset])
+    return add_provenance(draw(read, layer=0, head=5), [read and read.dataset])
 
 
 def _missing() -> Figure:
