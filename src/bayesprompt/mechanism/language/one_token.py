@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Bool, Int
 
 from bayesprompt.lab.experiment import Cell, Run
-from bayesprompt.mechanism.language.tasks import LANGUAGE_SCALES, LENGTHS, Target, Texts, targets
+from bayesprompt.mechanism.language.tasks import KINDS, LANGUAGE_SCALES, LENGTHS, Target, Texts, targets
 from bayesprompt.models.gguf import LanguageModel, the_model
 from bayesprompt.models.llama import generate
 from bayesprompt.models.prefixes import Prefix
@@ -36,10 +36,9 @@ def _described(found: list[Target]) -> xr.Dataset:
     tokens = np.full((len(found), max(LENGTHS)), -1, np.int32)
     for row, target in zip(tokens, found, strict=True):
         row[: len(target.tokens)] = target.tokens
-    kinds = list(dict.fromkeys(target.kind for target in found))
     return xr.Dataset(
         {
-            "kind": ("target", np.array([kinds.index(target.kind) for target in found], np.int32)),
+            "kind": ("target", np.array([KINDS.index(target.kind) for target in found], np.int32)),
             "length": ("target", np.array([len(target.tokens) for target in found], np.int32)),
             "tokens": (("target", "place"), tokens),
         }
@@ -49,10 +48,8 @@ def _described(found: list[Target]) -> xr.Dataset:
 def tune_soft_tokens(run: Run) -> xr.Dataset:
     """Tune one soft token to each target from several starts; all targets of a length side by side."""
     cell, model, at = run.cell, the_model(), LANGUAGE_SCALES[run.cell.scale]
-    tuner, fitted = (
-        make_tuner("SoftPT", model.sizes, cell.experiment.rows),
-        cell.experiment.tuning("SoftPT", cell.scale),
-    )
+    tuner = make_tuner("SoftPT", model.sizes, cell.experiment.rows)
+    fitted = cell.experiment.tuning("SoftPT", cell.scale)
     said, losses, written, prefixes = [], [], [], []
     for index, length in enumerate(at.lengths):
         found = targets(model, length, at.each)

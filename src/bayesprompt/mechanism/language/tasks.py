@@ -65,11 +65,10 @@ class Texts:
 
     def sample(self, key: Array, batch: int, length: int) -> tuple[Int[Array, "B N"], None]:
         """Return `batch` of the sequences, their first `length` tokens."""
-        if batch == len(self.tokens):
-            return jnp.asarray(self.tokens)[:, :length], None
-        return jnp.asarray(self.tokens)[
-            jax.random.randint(key, (batch,), 0, len(self.tokens), jnp.int32), :length
-        ], None
+        tokens = jnp.asarray(self.tokens)[:, :length]
+        if batch != len(tokens):
+            tokens = tokens[jax.random.randint(key, (batch,), 0, len(tokens), jnp.int32)]
+        return tokens, None
 
 
 @functools.partial(
@@ -147,12 +146,9 @@ def targets(model: LanguageModel, length: int, each: int) -> list[Target]:
         raise UserError(f"each = {each}: must lie in 1..{len(COMMON)}")
     words = np.setdiff1d(np.arange(model.sizes.num_tokens), [*model.tokenizer.get_added_tokens_decoder()])
     draws = words[np.random.default_rng(0).integers(len(words), size=(each, max(LENGTHS)))]
-    written = [
-        (kind, model.encode(text)) for kind, texts in (("common", COMMON), ("rare", RARE)) for text in texts[:each]
-    ]
-    return [
-        Target(kind, np.asarray(row[:length], np.int32)) for kind, row in [*written, *(("random", r) for r in draws)]
-    ]
+    rows = [*map(model.encode, COMMON[:each] + RARE[:each]), *draws]
+    kinds = [kind for kind in KINDS for _ in range(each)]
+    return [Target(kind, np.asarray(row[:length], np.int32)) for kind, row in zip(kinds, rows, strict=True)]
 
 
 class Labelled(NamedTuple):
