@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bayesprompt.lab.judging import Claim, Part, Results, exact_claims
 from bayesprompt.mechanism.digits import DIGIT_EXPERIMENTS
-from bayesprompt.mechanism.language.one_token import reached_by_length
+from bayesprompt.mechanism.language.one_token import share_reached
 from bayesprompt.sources.digits import PRETRAINING_TASKS, TASKS
 
 
@@ -83,8 +83,8 @@ def _p13(results: Results) -> Iterator[Part]:
     soft, hard = (results.cell("language-model-one-token", "llama", method) for method in ("SoftPT", "HardPT"))
     most = None
     if soft is not None and hard is not None:
-        shares = [{n: r.mean() for n, r in reached_by_length(each).items()} for each in (soft, hard)]
-        most = float(max(shares[0][n] - shares[1][n] for n in shares[0] if n >= 4))
+        shares, others = share_reached(soft), share_reached(hard)
+        most = max(share - others[n] for n, share in shares.items() if n >= 4)
     label = "targets reached by one soft token less by the best hard one, largest share at 4 tokens or more"
     yield Part(label, most, ">=", 0.5)
 

@@ -21,8 +21,7 @@ _BATCH = 256  # contexts of a token or a few that are read at a time
 def compute(run: Run) -> xr.Dataset:
     """Tune one soft token to each target, or search all hard ones."""
     dataset = tune_soft_tokens(run) if run.cell.method == "SoftPT" else search_hard_tokens(run.cell)
-    shares = {n: found.mean() for n, found in reached_by_length(dataset).items()}
-    words = ", ".join(f"{share:.0%} of {n} tokens" for n, share in shares.items())
+    words = ", ".join(f"{share:.0%} of {n} tokens" for n, share in share_reached(dataset).items())
     return dataset.assign_attrs(summary=f"targets reached: {words}")
 
 
@@ -142,7 +141,7 @@ def reached(dataset: xr.Dataset, name: str = "reached") -> Bool[np.ndarray, " ta
     return found.reshape(len(found), -1).any(axis=1)
 
 
-def reached_by_length(dataset: xr.Dataset, name: str = "reached") -> dict[int, Bool[np.ndarray, " targets"]]:
-    """Return for each length which of its targets were reached."""
-    found = reached(dataset, name)
-    return {int(n): found[dataset.length.values == n] for n in np.unique(dataset.length.values)}
+def share_reached(dataset: xr.Dataset) -> dict[int, float]:
+    """Return for each length the share of its targets that were reached."""
+    found = reached(dataset)
+    return {int(n): float(found[dataset.length.values == n].mean()) for n in np.unique(dataset.length.values)}
