@@ -67,7 +67,7 @@ EVERY = np.array([*itertools.product((0, 1), repeat=4)])
 
 def by_hand(model, prefix):
     """P(heads | flips, a flip) and P(no flip) of every step of every sequence, from texts that end there."""
-    text = flips.as_text(model, Coin(0.2))
+    text = written_flips(model, Coin(0.2), FACES)
     heads, outside = np.zeros(EVERY.shape), np.zeros(EVERY.shape)
     for n in range(EVERY.shape[1]):
         said = [*text.header, 0] + np.zeros((len(EVERY), 1), np.int32)
@@ -87,7 +87,7 @@ def test_beliefs_and_what_is_outside_are_those_of_one_token_at_a_time(tiny, rows
     assert np.allclose(np.exp(read.log_probs).sum(-1), 1, atol=1e-12)
     assert np.allclose(read.outside, outside.mean(0), atol=1e-5) and outside.min() > 0.3
     losses = flips.flips_predictor(tiny, 4)
-    text = flips.as_text(tiny, Coin(0.2))
+    text = written_flips(tiny, Coin(0.2), FACES)
     tokens = np.concatenate([np.tile(text.header, (16, 1)), np.asarray(text.faces)[EVERY]], axis=1)
     found = losses.token_losses(tiny.params, losses.prompt(tiny.params, prefix, tokens.shape[1]), jnp.asarray(tokens))
     assert np.allclose(found, -np.log(np.where(EVERY == 0, heads, 1 - heads)), atol=1e-4), "and so is what is tuned"
@@ -130,7 +130,7 @@ def test_a_predictor_among_few_tokens_renormalises_and_refuses_others(tiny):
 def test_two_rows_of_the_unembedding_are_all_that_changes(tied):
     model = drawn(replace(TINY, tied=tied))
     tuner = flips.flips_tuner(model, "UnembedWT", 6, 4)
-    faces = np.asarray(flips.as_text(model, Coin(0.2)).faces)
+    faces = np.asarray(written_flips(model, Coin(0.2), FACES).faces)
     start = tuner.init(jax.random.key(0), model.params)
     before = model.params["embedding"] if tied else model.params["unembedding"]["rows"]
     assert start.shape == (2, 24) and (np.asarray(start) == before[faces]).all()
@@ -160,7 +160,7 @@ def test_lora_learns_beside_the_attention_alone(tiny):
 
 def searched(tiny, longest, candidates):
     predictor = flips.flips_predictor(tiny, 4)
-    tokens = flips.as_text(tiny, Coin(0.2)).sample(jax.random.key(5), 6, 9)[0]
+    tokens = written_flips(tiny, Coin(0.2), FACES).sample(jax.random.key(5), 6, 9)[0]
     return predictor, tokens, coordinate_search(predictor, tiny.params, longest, tokens, candidates, sweeps=4)
 
 
@@ -210,7 +210,7 @@ def test_a_face_is_one_token(tiny):
 
 
 def test_a_model_that_cannot_tell_two_faces_apart_treats_them_alike(tiny):
-    text = flips.as_text(tiny, Coin(0.2))
+    text = written_flips(tiny, Coin(0.2), FACES)
     same = tiny.params["embedding"].at[text.faces[1]].set(tiny.params["embedding"][text.faces[0]])
     alike = tiny._replace(params=tiny.params | {"embedding": same})
     assert flips.asymmetry(alike, FACES, jax.random.key(0)) == pytest.approx(0, abs=1e-6)

@@ -33,7 +33,7 @@ from bayesprompt.models.llama import make_llama
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, hard_prefix
 from bayesprompt.prompting.compute import evaluated, label
-from bayesprompt.sources import BetaCoins, Sampler
+from bayesprompt.sources import BetaCoins
 from bayesprompt.tuning.fitting import DivergedError, FitConfig, fit
 from bayesprompt.tuning.hard_search import coordinate_search, in_parts, mean_loss
 from bayesprompt.tuning.tuners import Tuner, make_tuner
@@ -50,14 +50,9 @@ class FlipsRead(NamedTuple):
     outside: Float[np.ndarray, " N"]
 
 
-def as_text(model: LanguageModel, source: Sampler) -> WrittenFlips:
-    """Return a source's flips as text, in FACES, behind the header."""
-    return written_flips(model, source, FACES)
-
-
 def flips_predictor(model: LanguageModel, flips: int) -> Predictor:
     """Return the predictor of the last so many tokens as flips: its distribution over FACES, renormalised."""
-    faces = tuple(int(face) for face in as_text(model, BetaCoins()).faces)
+    faces = tuple(written_flips(model, BetaCoins(), FACES).faces.tolist())
     return make_llama(replace(model.sizes, sequences_in_cache=SHORT), answer=flips, among=faces)
 
 
@@ -105,7 +100,7 @@ def readout_rows(tokens: tuple[int, ...]) -> Tuner:
 def flips_tuner(model: LanguageModel, method: str, rows: int, rank: int) -> Tuner:
     """Return a method as a tuner; UnembedWT learns the two rows of FACES."""
     if method == "UnembedWT":
-        return readout_rows(tuple(int(face) for face in as_text(model, BetaCoins()).faces))
+        return readout_rows(tuple(written_flips(model, BetaCoins(), FACES).faces.tolist()))
     return make_tuner(method, model.sizes, rows, rank)
 
 
@@ -159,7 +154,7 @@ def _models(run: Run, model: LanguageModel) -> Iterator[tuple[Params, Prefix, di
     if cell.method == "NoTuning":
         yield model.params, NO_PREFIX, {}
         return
-    text, predictor = as_text(model, cell.experiment.target), flips_predictor(model, at.length)
+    text, predictor = written_flips(model, cell.experiment.target, FACES), flips_predictor(model, at.length)
     start = len(text.header)
     searched = np.asarray(text.sample(cell.key("search"), at.searched, start + at.length)[0])
     if cell.method == "HardPT":
