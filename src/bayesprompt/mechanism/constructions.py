@@ -142,14 +142,8 @@ def unpack(V: int) -> tuple[LinearLayer, ...]:
         sign = np.diag(np.r_[-np.ones(V - 1), np.ones(size)])
         layers.append(LinearLayer(sign, np.r_[np.ones(V - 1), np.zeros(size)]))
         # The digit is V - 1 - sum(g): a new row after k, and k loses digit * power.
-        k, rest = np.eye(size)[:1], np.eye(size)[1:]
-        known = np.block(
-            [
-                [np.full((1, V - 1), power), k],
-                [-np.ones((1, V - 1)), np.zeros((1, size))],
-                [np.zeros((size - 1, V - 1)), rest],
-            ]
-        )
+        known = np.insert(np.c_[np.zeros((size, V - 1)), np.eye(size)], 1, 0, axis=0)
+        known[:2, : V - 1] = [[power], [-1]]
         offset = np.r_[-(V - 1) * power, V - 1.0, np.zeros(size - 1)]
     scale = np.r_[np.full(V, 1 / V), np.ones(V)]
     return (*layers, LinearLayer(scale[:, None] * known[1:], scale * offset[1:], relu=False))
