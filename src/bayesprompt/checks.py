@@ -36,7 +36,7 @@ def check_settings(settings: Any, whole: Sequence[str], may_be_zero: Sequence[st
             raise UserError(f"{name} = {value}: must be a finite number {'>=' if name in may_be_zero else '>'} 0")
 
 
-def check_tokens(tokens: Tokens, num_tokens: int, name: str = "tokens") -> Int[np.ndarray, "*batch N"]:
+def check_tokens(tokens: Tokens | Sequence[int], num_tokens: int, name: str = "tokens") -> Int[np.ndarray, "*batch N"]:
     """Return `tokens` as a NumPy array; raises ValueError unless all are integers in the alphabet."""
     tokens = _array(name, tokens)
     if not tokens.size and tokens.ndim:

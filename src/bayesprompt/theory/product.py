@@ -67,7 +67,7 @@ class ProductMixture:
 
     def log_likelihoods(self, tokens: Tokens) -> Float[np.ndarray, "*R C"]:
         """Return log nu_zeta(x_{1:L}), nats, for each target zeta and each of the sequences `tokens` (*R, L)."""
-        tokens = _binary(tokens)
+        tokens = check_tokens(tokens, 2)
         sizes = self.segments(0, tokens.shape[-1])
         if not sizes:
             return np.zeros((*tokens.shape[:-1], len(self.targets)))
@@ -107,7 +107,7 @@ class ProductMixture:
         They are exact sums over all 2 ** horizon sequences, grouped by heads per segment. Raises ValueError for more
         than 2 ** 18 groups, and for a prompt that the target rules out.
         """
-        prompts = np.atleast_2d(_binary(prompts))
+        prompts = np.atleast_2d(check_tokens(prompts, 2))
         zeta, sizes = self._target(target), self._future(prompts.shape[-1], horizon)
         posterior, begun = self.posterior(prompts), self._begun(prompts)
         if (posterior[:, target] == 0).any():
@@ -124,7 +124,7 @@ class ProductMixture:
 
     def heads(self, prompt: Tokens, horizon: int) -> Float[np.ndarray, " K"]:
         """Return xi(k heads in the next `horizon` tokens | one prompt (L,)), k = 0..horizon; refuses as `errors`."""
-        prompt = _binary(prompt)
+        prompt = check_tokens(prompt, 2)
         log_sequences, heads = _groups(sizes := self._future(prompt.shape[-1], horizon))
         each = np.stack([_log_futures(source, self._begun(prompt), sizes) for source in self.targets])
         return np.bincount(heads, self.posterior(prompt) @ np.exp(each + log_sequences), horizon + 1)
@@ -194,8 +194,3 @@ def _log_futures(source: Exchangeable, read: np.ndarray, sizes: Sequence[int]) -
         total = np.add.outer(total, source.log_evidence(counts) - before).ravel()
         read, before = 0, 0.0  # all further segments start from nothing
     return total
-
-
-def _binary(tokens: Tokens) -> Int[np.ndarray, "*R L"]:
-    tokens = np.asarray(tokens)
-    return check_tokens(tokens.astype(np.int64) if tokens.size == 0 else tokens, 2)
