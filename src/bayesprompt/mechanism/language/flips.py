@@ -19,15 +19,7 @@ from jaxtyping import Array, Float, Int
 from bayesprompt.lab.experiment import Cell, Run
 from bayesprompt.measures.regret import cumulative_regret
 from bayesprompt.mechanism.language.labels import SHORT, log_probs_of
-from bayesprompt.mechanism.language.tasks import (
-    ENGLISH,
-    FACES,
-    FLIPS_SCALES,
-    PAIRS,
-    TRIED,
-    WrittenFlips,
-    written_flips,
-)
+from bayesprompt.mechanism.language.tasks import ENGLISH, FACES, FLIPS_SCALES, PAIRS, TRIED, written_flips
 from bayesprompt.models.gguf import LanguageModel, the_model
 from bayesprompt.models.llama import make_llama
 from bayesprompt.models.predictor import Params, Predictor
@@ -40,14 +32,10 @@ from bayesprompt.tuning.tuners import Tuner, make_tuner
 
 
 class FlipsRead(NamedTuple):
-    """What a model says of B sequences of N flips.
+    """What a model says of B sequences of N flips."""
 
-    log_probs: (B, N, 2) log-probabilities, nats, of heads and of tails, given that one of them comes.
-    outside: (N,) probability of all other tokens, the mean over sequences.
-    """
-
-    log_probs: Float[np.ndarray, "B N 2"]
-    outside: Float[np.ndarray, " N"]
+    log_probs: Float[np.ndarray, "B N 2"]  # nats, of heads and of tails, given that one of them comes
+    outside: Float[np.ndarray, " N"]  # probability of all other tokens, the mean over sequences
 
 
 def flips_predictor(model: LanguageModel, flips: int) -> Predictor:
@@ -167,7 +155,8 @@ def _models(run: Run, model: LanguageModel) -> Iterator[tuple[Params, Prefix, di
     tuner = flips_tuner(model, cell.method, cell.experiment.rows, cell.experiment.rank)
     settings = cell.experiment.tuning(cell.method, cell.scale)
     settings = replace(settings, length=start + settings.length)
-    settings, tried = _choose_rate(run, predictor, tuner, model.params, text, settings, searched)
+    given = predictor, tuner, model.params, text
+    settings, tried = _choose_rate(run, given, settings, searched)
     for repetition in range(cell.repetitions):
         clock: list[tuple[int, float]] = []
 
@@ -176,10 +165,8 @@ def _models(run: Run, model: LanguageModel) -> Iterator[tuple[Params, Prefix, di
             if run.progress is not None:
                 return run.progress((done + step) / cell.repetitions, loss)
 
-        phi, loss = fit(
-            predictor, tuner, model.params, text, settings, jax.random.fold_in(cell.key("tune"), repetition), 1,
-            run.checkpoint(f"repetition-{repetition}"), advance,
-        )  # fmt: skip
+        key, checkpoint = jax.random.fold_in(cell.key("tune"), repetition), run.checkpoint(f"repetition-{repetition}")
+        phi, loss = fit(*given, settings, key, 1, checkpoint, advance)
         params, prefix = tuner.inject(model.params, jax.tree.map(lambda x: x[0], phi))
         kept = {
             "tuning_loss": (("tuning_step",), loss[0]),
@@ -200,30 +187,26 @@ def _step_seconds(clock: list[tuple[int, float]]) -> float:
 
 
 def _choose_rate(
-    run: Run,
-    predictor: Predictor,
-    tuner: Tuner,
-    params: Params,
-    text: WrittenFlips,
-    settings: FitConfig,
-    searched: Int[np.ndarray, "B N"],
+    run: Run, given: tuple, settings: FitConfig, searched: Int[np.ndarray, "B N"]
 ) -> tuple[FitConfig, dict[str, Any]]:
     """Return the settings with the learning rate whose short trial does best on other sequences, and all losses there.
 
-    A trial that diverges has infinite loss. The flips of the trials are no repetition's.
+    A trial that diverges has infinite loss. The flips of the trials are no repetition's. `fit` is `given` first what
+    all its runs share: predictor, tuner, parameters and source.
     """
     steps = FLIPS_SCALES[run.cell.scale].trial
     if not steps:
         return settings, {}
     rates, losses = [factor * settings.learning_rate for factor in TRIED], []
+    predictor, tuner, params, _ = given
     parts = in_parts(predictor, searched)
     score = jax.jit(lambda params, phi: mean_loss(predictor, *tuner.inject(params, phi), parts))
     for index, rate in enumerate(rates):
         trial = replace(settings, steps=steps, learning_rate=rate)
-        given = (trial, run.cell.key("sample"), 1, run.checkpoint(f"rate-{index}"))
+        key, checkpoint = run.cell.key("sample"), run.checkpoint(f"rate-{index}")
         progress = run.progress and (lambda _, loss: run.progress(0, loss))
         try:
-            phi, _ = fit(predictor, tuner, params, text, *given, progress)
+            phi, _ = fit(*given, trial, key, 1, checkpoint, progress)
             losses.append(float(score(params, jax.tree.map(lambda x: x[0], phi))))
         except DivergedError:
             losses.append(np.inf)
