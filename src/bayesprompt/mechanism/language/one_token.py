@@ -32,14 +32,12 @@ def _every_target(cell: Cell, model: LanguageModel) -> list[Target]:
 
 def _described(found: list[Target]) -> xr.Dataset:
     """Return the targets as a dataset: kind (an index of KINDS), length, tokens padded with -1."""
-    tokens = np.full((len(found), max(LENGTHS)), -1, np.int32)
-    for row, target in zip(tokens, found, strict=True):
-        row[: len(target.tokens)] = target.tokens
+    tokens = [np.pad(t.tokens, (0, max(LENGTHS) - len(t.tokens)), constant_values=-1) for t in found]
     return xr.Dataset(
         {
             "kind": ("target", np.array([KINDS.index(target.kind) for target in found], np.int32)),
             "length": ("target", np.array([len(target.tokens) for target in found], np.int32)),
-            "tokens": (("target", "place"), tokens),
+            "tokens": (("target", "place"), np.stack(tokens)),
         }
     )
 
