@@ -115,8 +115,9 @@ def marginal(prior: NamedPrior, heads: int, tails: int) -> Fraction:
     check_integer("heads", heads, 0)
     check_integer("tails", tails, 0)
     match prior:
-        case Beta(a, b):  # (a)_h (b)_t / (a + b)_n, rising factorials
-            return Fraction(_rising(a, heads) * _rising(b, tails), _rising(a + b, heads + tails))
+        case Beta(a, b):  # (a)_h (b)_t / (a + b)_n, rising factorials: (a)_h = (a + h - 1)! / (a - 1)!
+            both = math.perm(a + heads - 1, heads) * math.perm(b + tails - 1, tails)
+            return Fraction(both, math.perm(a + b + heads + tails - 1, heads + tails))
         case Known(h, t):
             return Fraction(h**heads * t**tails, (h + t) ** (heads + tails))
         case Mix((u, v), first, second):
@@ -235,7 +236,3 @@ class _Reader:
         second = self.prior()
         self.nested -= 1
         return Mix(odds, first, second)
-
-
-def _rising(start: int, factors: int) -> int:
-    return math.prod(range(start, start + factors))
