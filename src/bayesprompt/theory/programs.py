@@ -197,7 +197,7 @@ class _Reader:
     """A reader by the grammar. `rest` is the weight of all ways to finish, from here, what is being read."""
 
     def __init__(self, bits: str):
-        self.bits, self.position, self.nested = bits, 0, 0
+        self.bits, self.position = bits, 0
         self.owed = 0  # priors to come after the one being read
 
     def bit(self, rest: float) -> str:
@@ -216,7 +216,7 @@ class _Reader:
             number = 2 * number + int(self.bit(1.0))
         return number
 
-    def prior(self) -> NamedPrior:
+    def prior(self, nested: int = 0) -> NamedPrior:
         if self.bit(KRAFT) == "0":
             return Beta(self.integer(), self.integer())
         if self.bit(2 * KRAFT - 1) == "0":
@@ -225,14 +225,11 @@ class _Reader:
             if heads == tails == 0:
                 raise _Ended(0.0)
             return Known(heads, tails)
-        self.nested += 1
-        if self.nested > MAX_NESTED:
+        if nested == MAX_NESTED:
             raise UserError(f"tokens = {shown(self.bits)}: must nest at most {MAX_NESTED} mixtures")
         self.owed += 2
         odds = self.integer(), self.integer()
         self.owed -= 1
-        first = self.prior()
+        first = self.prior(nested + 1)
         self.owed -= 1
-        second = self.prior()
-        self.nested -= 1
-        return Mix(odds, first, second)
+        return Mix(odds, first, self.prior(nested + 1))
