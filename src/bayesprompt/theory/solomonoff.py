@@ -61,19 +61,17 @@ def loop_prints(instructions: str, length: int) -> str:
 
 
 def _run(instructions: str) -> Iterator[str]:
-    tape, head, place, quiet = ["0"], 0, 0, 0
+    ones, head, place, quiet = set(), 0, 0, 0  # ones: the cells that are 1
     while quiet < PATIENCE and "." in instructions:
         symbol, place, quiet = instructions[place], (place + 1) % len(instructions), quiet + 1
         if symbol == ".":
             quiet = 0
-            yield tape[head]
+            yield "1" if head in ones else "0"
         elif symbol == "+":
-            tape[head] = "1" if tape[head] == "0" else "0"
+            ones ^= {head}
         elif symbol == ">":
             head += 1
-            if head == len(tape):
-                tape.append("0")
-        elif tape[head] == "1":
+        elif head in ones:
             head, place = 0, 0
 
 
