@@ -145,14 +145,10 @@ class FlipsExperiment:
             return config
         config |= {"file": self.network, "faces": FACES, "amounts": at._asdict()}
         config |= {"repetitions": self.repetitions(method, scale)}
-        if method in ("SoftPT", "PrefixTuning"):
-            config["prefix_length"] = self.rows
-        if method == "LoRAWT":
-            config["rank"] = self.rank
-        if method == "HardPT":
-            config["english"] = ENGLISH
+        own = {"LoRAWT": {"rank": self.rank}, "HardPT": {"english": ENGLISH}}
+        own |= dict.fromkeys(("SoftPT", "PrefixTuning"), {"prefix_length": self.rows})
         fit = self.tuning(method, scale)
-        return config | ({} if fit is None else {"fit": asdict(fit), "rates": TRIED})
+        return config | own.get(method, {}) | ({} if fit is None else {"fit": asdict(fit), "rates": TRIED})
 
     def compute(self, run: Run) -> Result:
         """Compute a cell."""
