@@ -62,10 +62,8 @@ def asymmetry(model: LanguageModel, faces: tuple[str, str], key: Array, sequence
     It is the mean over n, and over flips x of random coins, of |p(heads | x_<n) - p(tails | x_<n mirrored)|.
     """
     flips = np.asarray(BetaCoins().sample(key, sequences, length)[0])
-    heads, tails = (
-        np.exp(read_flips(model, x, faces=faces).log_probs[..., i]) for i, x in enumerate((flips, 1 - flips))
-    )
-    return float(np.abs(heads - tails).mean())
+    heads, tails = (read_flips(model, x, faces=faces).log_probs[..., i] for i, x in enumerate((flips, 1 - flips)))
+    return float(np.abs(np.exp(heads) - np.exp(tails)).mean())
 
 
 @functools.cache
