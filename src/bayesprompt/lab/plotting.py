@@ -171,25 +171,29 @@ def regret_bars(
     bars = [m for m in datasets if m not in BAYES_METHODS]
     present, lower, given = _present(datasets), stand_ins(datasets), top
     ticks = [f"{m} ({lower[m]})" if m in lower else m for m in bars]
+    room = 1.2 if len(bars) > 8 else 1  # for the numbers above the bars, which stand upright where there are many
+    card = {"facecolor": "white", "edgecolor": "none", "boxstyle": "square,pad=0.05"}  # hides the lines behind words
     for ax, n in zip(axes, at, strict=True):
         top, levels = given or common_top(datasets, steps=n), {}
         for place, method in enumerate(bars):
             if method not in present:
-                ax.text(place, 0, " not computed", rotation=90, ha="center", va="bottom", fontsize=7.5, color=FAINT)
+                style = {"rotation": 90, "fontsize": 8, "color": FAINT, "bbox": card}
+                ax.text(place, 0, " not computed", ha="center", va="bottom", zorder=4, **style)
                 continue
             low, median, high = quantiles(present[method]["regret"].values[:, n - 1])
             style = {"hatch": "///", "edgecolor": "white"} if method in lower else {}
             error = [[median - low], [high - median]]
             ax.bar(place, median, color=METHOD_COLORS[method], yerr=error, width=0.75, **style)
             digits = 2 if abs(median) < 9.995 else 1 if abs(median) < 99.95 else 0
-            words, card = f"{median:.{digits}f}".replace("-0.00", "0.00"), {"facecolor": "white", "edgecolor": "none"}
-            style = {"fontsize": 6.5, "ha": "center", "bbox": card | {"boxstyle": "square,pad=0.05", "alpha": 0.8}}
+            words = f"{median:.{digits}f}".replace("-0.00", "0.00")
+            style = {"fontsize": 8, "ha": "center", "bbox": card, "va": "bottom"}
+            style["rotation"] = 90 if len(bars) > 8 else 0
             ax.annotate(words, (place, min(high, top)), (0, 2), textcoords="offset points", zorder=4, **style)
         for method in (m for m in BAYES_METHODS if m in present):
             levels[method] = float(present[method]["regret"].values[0, n - 1])
             ax.axhline(levels[method], color=METHOD_COLORS[method], linestyle=METHOD_LINES[method], linewidth=1.2)
         ax.set_xticks(range(len(bars)), ticks, rotation=90, fontsize=8.5)
-        ax.set(xlim=(-0.6, len(bars) - 0.4), ylim=(min(ax.get_ylim()[0], 0), top), title=f"n = {n}")
+        ax.set(xlim=(-0.6, len(bars) - 0.4), ylim=(min(ax.get_ylim()[0], 0), room * top), title=f"n = {n}")
         _label_ends(ax, levels, {}, 7.5)
     axes[0].set_ylabel("cumulative regret (nats)")
     return axes

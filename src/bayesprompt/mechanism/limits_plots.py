@@ -27,7 +27,8 @@ def beside_small(language: Datasets, small: Datasets, tuned: int = 50) -> Figure
 
     Each side has its own results only; curves of one row share their upper end.
     """
-    figure, axes = plt.subplots(3, 2, figsize=(9.6, 11), height_ratios=[1, 1, 0.9])
+    figure, axes = plt.subplots(3, 2, figsize=(8.4, 11), height_ratios=[1, 1, 0.9])
+    figure.get_layout_engine().set(h_pad=0.12)  # the notes below an axis are no part of the next panel's title
     named = {"SmolLM2": language, "small Transformer": small}
     groups = {f"{name}, {scales_of(group)}": group for name, group in named.items()}
     for row, (kind, methods) in zip(axes, KINDS.items(), strict=False):

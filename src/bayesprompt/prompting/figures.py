@@ -47,7 +47,7 @@ def curves_by_kind(networks: Mapping[str, Datasets]) -> Figure:
 
     The exact predictors are in every panel, the panels of one kind have one scale, and `networks` maps titles to them.
     """
-    figure, axes = plt.subplots(len(KINDS), len(networks), figsize=(9.6, 10.8), squeeze=False)
+    figure, axes = plt.subplots(len(KINDS), len(networks), figsize=(8.6, 10.4), squeeze=False)
     _draw_by_kind(axes, networks)
     return add_provenance(figure, *networks.values())
 
@@ -95,7 +95,7 @@ def curves_and_bars(store: Store, experiment: CoinExperiment, scale: str = "pape
 def curves_and_losses(store: Store, experiment: CoinExperiment, scale: str = "paper") -> Figure:
     """Draw regret curves by kind of method, and tuning losses, of both networks (Figures A5, A6, A8 and A9)."""
     groups = {NETWORKS[name]: group for name, group in _both(store, experiment, scale).items()}
-    figure, axes = plt.subplots(len(KINDS) + 1, 2, figsize=(9.6, 14.4))
+    figure, axes = plt.subplots(len(KINDS) + 1, 2, figsize=(8.6, 13.8))
     _draw_by_kind(axes[:-1], groups)
     for ax, (title, group) in zip(axes[-1], groups.items(), strict=True):
         tuning_loss(group, ax).set_title(f"{title}: tuning loss")
