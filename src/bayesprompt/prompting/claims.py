@@ -230,7 +230,7 @@ CLAIMS: dict[str, Claim] = {
     "G6": ("Most weight tuning is optimal on the single coin.", "paper", _g6),
     "G7": ("No prefix method reaches Bayes on the mixture of two coins.", "paper", _g7),
     "G8": ("SoftPT is still the best prefix on the mixture.", "paper", _g8),
-    "G9": ("Tuning all weights, or LoRA, reaches Bayes on the mixture; most LSTM embeddings do.", "paper", _g9),
+    "G9": ("Tuning all weights, or LoRA, reaches Bayes on the mixture, as do most LSTM embeddings.", "paper", _g9),
     "G10": ("Prefixes of 25 rows do not rescue the mixture.", "paper", _g10),
     "G11": ("SoftPT programs an untrained Transformer.", "paper", _g11),
     "G12": ("What SoftPT programs breaks beyond the tuned length.", "paper", _g12),
