@@ -16,8 +16,10 @@ from bayesprompt.checks import UserError
 LOG = logging.getLogger("bayesprompt")
 KEYS = "threefry2x32"  # the implementation of every key that the package makes
 USUAL = "matrix products: default"  # what `told` says where nothing was chosen
+_CONFIG: Any = jax.config  # its attributes are the settings here and now, in this thread
 
-# False, 0 or empty unless someone chose otherwise; each changes numbers, or at least their rounding.
+# False, 0 or empty unless someone chose otherwise, or not there in this version of JAX; each changes numbers, or at
+# least their rounding.
 _CHOICES = (
     "jax_disable_jit",
     "jax_disable_most_optimizations",
@@ -57,7 +59,7 @@ def fixed() -> Iterator[None]:
 
     This is a context, or decorates a function. Without compilation (JAX_DISABLE_JIT) all works, and is said to be slow.
     """
-    if _setting("jax_disable_jit"):
+    if _CONFIG.jax_disable_jit:
         _say_slow()
     promotion = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
     with x64(False), jax.threefry_partitionable(True), promotion[0], promotion[1]:
@@ -71,14 +73,9 @@ def _say_slow() -> None:
 
 def told() -> str:
     """Return the settings that change numbers and are the reader's to choose, in words."""
-    chosen = {name.removeprefix("jax_"): _setting(name) for name in _CHOICES}
+    chosen = {name.removeprefix("jax_"): getattr(_CONFIG, name, None) for name in _CHOICES}
     flags = os.environ.get("XLA_FLAGS", "").split()
     chosen["XLA_FLAGS"] = " ".join(f for f in flags if "host_platform_device_count" not in f)  # the cores: no numbers
-    precision = _setting("jax_default_matmul_precision") or "default"
+    precision = _CONFIG.jax_default_matmul_precision or "default"
     others = [f"{name}: {value}" for name, value in chosen.items() if value]
     return "; ".join([f"matrix products: {precision}", *others])
-
-
-def _setting(name: str) -> Any:
-    """Return a setting as it is here and now, in this thread; None where this version of JAX has none of that name."""
-    return getattr(jax.config, name, None)
