@@ -28,14 +28,10 @@ def use_every_core() -> None:
 
     This takes effect only where JAX has not started and nobody has chosen (JAX_NUM_CPU_DEVICES, XLA_FLAGS).
     """
-    chosen = jax.config.values["jax_num_cpu_devices"] > 0 or "force_host_platform_device_count" in os.environ.get(
-        "XLA_FLAGS", ""
-    )
-    if not chosen:
-        try:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.values["jax_num_cpu_devices"] <= 0 and "force_host_platform_device_count" not in flags:
+        with contextlib.suppress(RuntimeError):  # JAX has started: its one device uses all cores as well as it can
             jax.config.update("jax_num_cpu_devices", allowed_cores())
-        except RuntimeError:  # JAX has started: its one device uses all cores as well as it can
-            pass
 
 
 def allowed_cores(root: Path = Path("/")) -> int:
