@@ -388,7 +388,7 @@ def test_predict_all_is_the_predictor_whatever_the_parts(store, monkeypatch):
 
 
 def test_a_finished_cell_is_read_not_computed(copy, monkeypatch):
-    for function in ("_network", "_tuned", "_bayes"):
+    for function in ("network", "tuned", "bayes"):
         monkeypatch.setattr(running, function, None)
     for wanted in (PRETRAINED, cell("SoftPT"), cell("PreBayes", "bayes")):
         xr.testing.assert_identical(run_cell(wanted, copy), load_cell(wanted, copy))
@@ -505,7 +505,7 @@ def test_two_processes_on_one_cell(tmp_path, monkeypatch):
         from bayesprompt.lab.run import run_cell
         from bayesprompt.store import Store
 
-        folder, compute = Path(sys.argv[1]), running._bayes
+        folder, compute = Path(sys.argv[1]), running.bayes
 
         def slow(experiment, cell):
             (folder / "computing").touch()
@@ -513,7 +513,7 @@ def test_two_processes_on_one_cell(tmp_path, monkeypatch):
                 time.sleep(0.02)
             return compute(experiment, cell)
 
-        running._bayes = slow
+        running.bayes = slow
         store = Store(folder, shipped=None)
         print(run_cell(catalog.cell("single-coin", "bayes", "PreBayes", "smoke"), store).attrs["checksum"])
         """,
@@ -523,8 +523,8 @@ def test_two_processes_on_one_cell(tmp_path, monkeypatch):
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     computed, results = [], []
-    compute = running._bayes
-    monkeypatch.setattr(running, "_bayes", lambda e, wanted: computed.append(wanted) or compute(e, wanted))
+    compute = running.bayes
+    monkeypatch.setattr(running, "bayes", lambda e, wanted: computed.append(wanted) or compute(e, wanted))
     mine = Store(tmp_path, shipped=None)
     second = threading.Thread(target=lambda: results.append(run_cell(cell("PreBayes", "bayes"), mine)))
     second.start()

@@ -85,16 +85,7 @@ def search_data(cell: Cell) -> jax.Array:
     return cell.experiment.target.sample(cell.key("search"), scale.sequences, scale.tuning.length)[0]
 
 
-def compute(experiment: Any, run: Run) -> Result:
-    """Compute a cell of a `CoinExperiment`."""
-    if experiment.base is None:
-        return _network(experiment, run)
-    if run.cell.architecture == "bayes":
-        return Result(_bayes(experiment, run.cell))
-    return _tuned(experiment, run)
-
-
-def _network(experiment: Any, run: Run) -> Result:
+def network(experiment: Any, run: Run) -> Result:
     """Train a network on the pretraining source (or leave it as drawn), and compare it with the Bayes one (Eq. 6)."""
     cell, source, predictor = run.cell, experiment.target, run.cell.predictor
     params, loss = jax.jit(predictor.init)(cell.key("init")), np.zeros((1, 0), np.float32)
@@ -115,7 +106,7 @@ def _network(experiment: Any, run: Run) -> Result:
     return Result(label(dataset), params)
 
 
-def _bayes(experiment: Any, cell: Cell) -> xr.Dataset:
+def bayes(experiment: Any, cell: Cell) -> Result:
     """Evaluate an exact predictor: the target's, or that of pretraining, alone or after its best hard prompt."""
     target, source, extra = experiment.target, experiment.pretraining, {}
     tokens, latent = evaluation_data(cell)
@@ -130,7 +121,7 @@ def _bayes(experiment: Any, cell: Cell) -> xr.Dataset:
         extra["prompt_counts"] = ("token", np.bincount(best, minlength=source.num_tokens))
         extra["search_loss"] = ("candidate", losses)
         log_probs = _after(source, best, tokens)
-    return label(evaluated([log_probs], tokens, target.oracle_log_probs(tokens, latent)).assign(extra))
+    return Result(label(evaluated([log_probs], tokens, target.oracle_log_probs(tokens, latent)).assign(extra)))
 
 
 def _prompts(source: Source, length: int) -> Int[np.ndarray, "prompts L"]:
@@ -147,7 +138,7 @@ def _after(source: Source, prompt: np.ndarray, tokens: np.ndarray) -> np.ndarray
     return source.bayes_log_probs(whole)[:, len(prompt) :]
 
 
-def _tuned(experiment: Any, run: Run) -> Result:
+def tuned(experiment: Any, run: Run) -> Result:
     """Tune the base network to the target with one method, and evaluate every repetition."""
     cell, (predictor, base), extra, phi = run.cell, run.network, {}, None
     key = cell.key("tune")

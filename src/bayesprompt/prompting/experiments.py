@@ -9,7 +9,8 @@ import numpy as np
 from bayesprompt.lab.experiment import BAYES_METHODS, NETWORKS, SWEPT, Result, Run, Sweep
 from bayesprompt.models.predictor import LSTM, Architecture, Predictor, Transformer, make_predictor
 from bayesprompt.models.prefixes import MAX_HARD_PREFIXES
-from bayesprompt.prompting.compute import SCALES, compute
+from bayesprompt.prompting import compute
+from bayesprompt.prompting.compute import SCALES
 from bayesprompt.sources import BetaCoins, Coin, CoinMixture, Markov, Source
 from bayesprompt.sources.coins import to_config
 from bayesprompt.tuning.tuners import METHODS, PREFIX_METHODS
@@ -99,7 +100,9 @@ class CoinExperiment:
 
     def compute(self, run: Run) -> Result:
         """Compute a cell: train or tune its network, or take an exact predictor, and evaluate every repetition."""
-        return compute(self, run)
+        if self.base is None:
+            return compute.network(self, run)
+        return compute.bayes(self, run.cell) if run.cell.architecture == "bayes" else compute.tuned(self, run)
 
 
 RANDOM_COINS = BetaCoins(1.0, 1.0)
