@@ -148,19 +148,16 @@ def tuned(experiment: Any, run: Run) -> Result:
         search = hard_search(predictor, base, experiment.prefix_length, search_data(cell))
         models = [(base, hard_prefix(search.prefix, predictor.architecture.num_tokens))]
         extra["search_loss"] = ("candidate", search.loss)
+    elif cell.method == "RandomPF":  # what RealPT starts from
+        tuner = make_tuner("RealPT", predictor.architecture, experiment.prefix_length)
+        keys = [jax.random.fold_in(jax.random.fold_in(key, r), 0) for r in range(cell.repetitions)]
+        models = [tuner.inject(base, tuner.init(k, base)) for k in keys]
     else:
-        # RandomPF reads what RealPT starts from: RealPT after no step.
-        method = "RealPT" if cell.method == "RandomPF" else cell.method
-        tuner = make_tuner(method, predictor.architecture, experiment.prefix_length)
-        if cell.method == "RandomPF":
-            keys = [jax.random.fold_in(jax.random.fold_in(key, r), 0) for r in range(cell.repetitions)]
-            models = [tuner.inject(base, tuner.init(k, base)) for k in keys]
-        else:
-            config, source = SCALES[cell.scale].tuning, tuning_source(cell)
-            given = (config, key, cell.repetitions, run.checkpoint(), run.progress)
-            phi, loss = fit(predictor, tuner, base, source, *given)
-            extra["tuning_loss"] = (("repetition", "tuning_step"), loss)
-            models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(cell.repetitions)]
+        tuner = make_tuner(cell.method, predictor.architecture, experiment.prefix_length)
+        given = (SCALES[cell.scale].tuning, key, cell.repetitions, run.checkpoint(), run.progress)
+        phi, loss = fit(predictor, tuner, base, tuning_source(cell), *given)
+        extra["tuning_loss"] = (("repetition", "tuning_step"), loss)
+        models = [tuner.inject(base, jax.tree.map(lambda x, r=r: x[r], phi)) for r in range(cell.repetitions)]
     if (rows := [_rows(prefix) for _, prefix in models])[0] is not None:
         extra["prefix"], phi = (("repetition", "position", "feature"), np.stack(rows)), None
     tokens, latent = evaluation_data(cell)
