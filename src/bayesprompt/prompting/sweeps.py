@@ -42,7 +42,8 @@ def sweep_curves(
     for method in sweep.methods:
         found = sweep_cells(store, sweep, architecture, method, scale)
         x, color = places([*found]), METHOD_COLORS[method]
-        median, low, high = _quartiles(found.values(), n)
+        rows = [(np.nan,) * 3 if d is None else quantiles(d.regret.sel(n=n).values) for d in found.values()]
+        low, median, high = np.transpose(rows)
         ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         ax.plot(x, median, linestyle=METHOD_LINES[method], marker="o", markersize=5, color=color, label=method)
         for place, dataset in zip(x, found.values(), strict=True):
@@ -69,10 +70,3 @@ def places(values: list[float | int] | np.ndarray) -> Float[np.ndarray, " V"]:
 
 def _name(value):
     return "\u221e" if np.isinf(value) else f"{value:g}"
-
-
-def _quartiles(found, n):
-    """Median, lower and upper quartile of R(n) for each dataset; NaN for None."""
-    rows = [(np.nan,) * 3 if d is None else quantiles(d.regret.sel(n=n).values) for d in found]
-    low, median, high = np.array(rows).T
-    return median, low, high
