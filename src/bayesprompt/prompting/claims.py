@@ -30,14 +30,14 @@ def _g1(results: Results) -> Iterator[Part]:
         yield Part(f"{network}: largest mean KL of a step", cell if cell is None else float(cell.kl.max()), "<=", 0.01)
 
 
-def _reaches(results: Results, experiment: str, network: str, method: str) -> Part:
+def _reaches(results: Results, experiment: str, network: str, method: str, where: str = "") -> Part:
     gap = results.gap(experiment, network, method)
-    return Part(f"{network}: {method} above TargetBayes", gap, "<=", REACHES)
+    return Part(f"{where}{network}: {method} above TargetBayes", gap, "<=", REACHES)
 
 
-def _fails(results: Results, experiment: str, network: str, method: str) -> Part:
-    gap = results.gap(experiment, network, method)
-    return Part(f"{network}: {method} above TargetBayes", gap, ">=", FAILS)
+def _prefixes_fail(results: Results, experiment: str, network: str, where: str = "") -> list[Part]:
+    parts = [_reaches(results, experiment, network, method, where) for method in PREFIX_METHODS]
+    return [part._replace(relation=">=", bound=FAILS) for part in parts]
 
 
 def _enough_reach(results: Results, experiment: str, network: str, methods: tuple[str, ...], enough: int) -> Part:
@@ -85,8 +85,7 @@ def _g6(results: Results) -> Iterator[Part]:
 
 def _g7(results: Results) -> Iterator[Part]:
     for network in NETWORKS:
-        for method in PREFIX_METHODS:
-            yield _fails(results, "two-coins", network, method)
+        yield from _prefixes_fail(results, "two-coins", network)
 
 
 def _g8(results: Results) -> Iterator[Part]:
@@ -162,14 +161,9 @@ def _g16(results: Results) -> Iterator[Part]:
 
 def _g17(results: Results) -> Iterator[Part]:
     for network in NETWORKS:
-        yield from _labelled("single coin", [_reaches(results, "single-coin-large", network, "SoftPT")])
-        parts = [_fails(results, "two-coins-large", network, method) for method in PREFIX_METHODS]
-        parts.append(_reaches(results, "two-coins-large", network, "FullWT"))
-        yield from _labelled("two coins", parts)
-
-
-def _labelled(prefix: str, parts: list[Part]) -> list[Part]:
-    return [part._replace(label=f"{prefix}, {part.label}") for part in parts]
+        yield _reaches(results, "single-coin-large", network, "SoftPT", "single coin, ")
+        yield from _prefixes_fail(results, "two-coins-large", network, "two coins, ")
+        yield _reaches(results, "two-coins-large", network, "FullWT", "two coins, ")
 
 
 def _g18(results: Results) -> Iterator[Part]:
@@ -217,8 +211,8 @@ def _e8(results: Results) -> Iterator[Part]:
     yield Part("0101...: R(50) of Laplace after the best of all prompts to 50 tokens", float(min(losses)), ">=", bound)
     for experiment in ("alternating", "sticky-chain"):
         for network in NETWORKS:
-            parts = [_fails(results, experiment, network, method) for method in PREFIX_METHODS]
-            yield from _labelled(experiment, [*parts, _reaches(results, experiment, network, "FullWT")])
+            yield from _prefixes_fail(results, experiment, network, f"{experiment}, ")
+            yield _reaches(results, experiment, network, "FullWT", f"{experiment}, ")
 
 
 CLAIMS: dict[str, Claim] = {
