@@ -46,23 +46,18 @@ class Experiment(Protocol):
 
     def methods(self, architecture: str) -> tuple[str, ...]:
         """Return the methods that exist on an architecture."""
-        ...
 
     def predictor(self, architecture: str, scale: str) -> Predictor:
         """Return the network that is trained or tuned at a scale."""
-        ...
 
     def repetitions(self, method: str, scale: str) -> int:
         """Return the number of repetitions."""
-        ...
 
     def config(self, architecture: str, method: str, scale: str, network_hash: str | None) -> dict[str, Any]:
         """Return what decides a cell's numbers, besides its name and seed, as JSON values."""
-        ...
 
     def compute(self, run: "Run") -> Result:
         """Compute a cell."""
-        ...
 
 
 class Cell(NamedTuple):
