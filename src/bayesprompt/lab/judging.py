@@ -73,11 +73,7 @@ class Judgement:
             "verdict": self.verdict,
             "value": {part.label: part.value for part in self.parts},
             "threshold": {part.label: part.threshold for part in self.parts},
-            "scale": self.scale,
-            "device": self.device,
-            "date": self.date,
-            "commit": self.commit,
-        }
+        } | {name: getattr(self, name) for name in ("scale", "device", "date", "commit")}
 
     def __str__(self) -> str:
         """Show the claim, its parts and where the numbers come from, as lines of text."""
