@@ -62,7 +62,7 @@ def load_arrays(path: Path, like: Any, record: dict[str, str] | None = None) -> 
     fits = set(names) == set(arrays) and all(
         x.dtype == like.dtype
         and x.ndim == len(like.shape)
-        and all(a in (b, -1) or b == -1 for a, b in zip(like.shape, x.shape, strict=True))
+        and all(a in (b, -1) for a, b in zip(like.shape, x.shape, strict=True))
         for x, like in zip((arrays[n] for n in names), (leaf for _, leaf in leaves), strict=True)
     )
     if not fits:
@@ -145,7 +145,8 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
 def set_aside(path: Path) -> None:
     """Keep a file that may not be used under another name, if there is one."""
     if path.exists():
-        path.replace(unused(path.with_name(path.name + ".refused")))
+        names = [f"{path.name}.refused", *(f"{path.name}.refused-{i}" for i in range(1, 1000))]
+        path.replace(next(free for free in map(path.with_name, names) if not free.exists()))
 
 
 def make_folder(folder: Path) -> None:
@@ -156,9 +157,3 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"folder = {folder}: must be writable ({error.strerror})") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"folder = {folder}: must be writable (Permission denied)")
-
-
-def unused(path: Path) -> Path:
-    """Return `path`, or the first of path-1, path-2, ... that is free."""
-    candidates = [path, *(path.with_name(f"{path.name}-{i}") for i in range(1, 1000))]
-    return next(p for p in candidates if not p.exists())
