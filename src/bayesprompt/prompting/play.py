@@ -159,12 +159,8 @@ def _arrays(predictor: Predictor, params: Params) -> dict[str, np.ndarray]:
     if not isinstance(predictor.architecture, LSTM):
         return {name.removeprefix("torso.blocks_0."): array for name, array in flat.items()}
     found = {name: array for name, array in flat.items() if not name.startswith("torso.")}
-    for name, side, part, axis in (
-        ("kernel", "i", "kernel", 1),
-        ("recurrent", "h", "kernel", 1),
-        ("bias", "h", "bias", 0),
-    ):
-        found[name] = np.concatenate([flat[f"torso.cells_0.{side}{gate}.{part}"] for gate in "ifgo"], axis)
+    for name, (side, part) in {"kernel": ("i", "kernel"), "recurrent": ("h", "kernel"), "bias": ("h", "bias")}.items():
+        found[name] = np.concatenate([flat[f"torso.cells_0.{side}{gate}.{part}"] for gate in "ifgo"], axis=-1)
     return found
 
 
