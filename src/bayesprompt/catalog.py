@@ -83,20 +83,18 @@ def cells(
     choose("method", method, METHODS)
     choose("scale", str(scale), SCALES)
     check_integer("seed", seed, 0, 2**32 - 1)
+    among, allowed = [each for each in EXPERIMENTS.values() if each.figures != SWEPT], METHODS
     if experiment in SWEEPS:
-        among = SWEEPS[experiment].experiments.values()
+        among, allowed = SWEEPS[experiment].experiments.values(), SWEEPS[experiment].methods
     elif experiment is not None:
         among = [EXPERIMENTS[experiment]]
-    else:
-        among = [each for each in EXPERIMENTS.values() if each.figures != SWEPT]
-    swept = SWEEPS[experiment].methods if experiment in SWEEPS else METHODS
     found = [
         Cell(each, a, m, scale, seed)
         for each in among
         for a in ARCHITECTURES
         if architecture in (a, None)
         for m in each.methods(a)
-        if method in (m, None) and m in swept
+        if method in (m, None) and m in allowed
     ]
     if not found:
         if method == "LoRAWT" and architecture == "lstm":

@@ -229,5 +229,4 @@ SWEEPS = {
     ),
 }  # fmt: skip
 EXPERIMENTS |= {experiment.name: experiment for experiment in _NARROWER.values()}
-for _each in SWEEPS.values():
-    EXPERIMENTS |= {experiment.name: experiment for experiment in _each.experiments.values()}
+EXPERIMENTS |= {each.name: each for sweep in SWEEPS.values() for each in sweep.experiments.values()}
