@@ -218,7 +218,6 @@ def tuning_loss(datasets: Datasets, ax: Axes | None = None, smooth: int = 25, to
     return ax
 
 
-@own_style()
 def say_missing(ax: Axes) -> None:
     """Write on an empty panel that it was not computed."""
     ax.text(0.5, 0.5, "not computed", transform=ax.transAxes, ha="center", va="center", color=FAINT)

@@ -103,7 +103,7 @@ def structure(figure: Figure | SubFigure, networks: Networks) -> list[xr.Dataset
                 continue
             values, points = network.order.visited[column], plane(network.order, network.order.visited.states)
             known = ~np.isnan(values)  # before the first flip there is no share
-            background(ax, network.order)
+            _background(ax, network.order)
             style = {"cmap": ("plasma", "viridis")[column - 1], "s": 5, "linewidths": 0, "rasterized": True}
             figure.colorbar(ax.scatter(*points[known].T, c=values[known], **style), ax=ax, label=words, aspect=30)
         if network is not None:
@@ -123,9 +123,9 @@ def _under_prefixes(
             if network is None or prefixes[method] is None:
                 say_missing(ax)
                 continue
-            background(ax, network.order)
+            _background(ax, network.order)
             states, length = paths(network, prefixes[method], experiment), prefixes[method][0].length
-            path_lines(ax, plane(network.order, states), length, METHOD_COLORS[method])
+            _path_lines(ax, plane(network.order, states), length, METHOD_COLORS[method])
             datasets.append(load_cell(Cell(experiment, name, method, scale), store))
         if network is not None:
             _name_axes(axes, axes[2:3], network.order, NETWORKS[name])
@@ -133,16 +133,14 @@ def _under_prefixes(
     return datasets
 
 
-@own_style()
-def background(ax: Axes, order: Ordering, color: str = "#d0d0d0") -> None:
+def _background(ax: Axes, order: Ordering) -> None:
     """Draw the paths of the random-coin sequences that span the plane, in grey."""
-    lines = LineCollection(plane(order, order.visited.states), colors=color, linewidths=0.5, zorder=0, rasterized=True)
-    ax.add_collection(lines)
+    style = {"colors": "#d0d0d0", "linewidths": 0.5, "zorder": 0, "rasterized": True}
+    ax.add_collection(LineCollection(plane(order, order.visited.states), **style))
     ax.autoscale_view()
 
 
-@own_style()
-def path_lines(ax: Axes, points: Float[np.ndarray, "B rows 2"], prefix_length: int, color: str) -> None:
+def _path_lines(ax: Axes, points: Float[np.ndarray, "B rows 2"], prefix_length: int, color: str) -> None:
     """Draw paths in the plane: black while the prefix is read, a ring where it ends, then coloured."""
     for path in points:
         ax.plot(*path[prefix_length:].T, color=color, linewidth=0.7, alpha=0.7)
