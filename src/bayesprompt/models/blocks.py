@@ -101,15 +101,12 @@ class Embedding(nn.Module):
 
     architecture: GPT
 
-    def setup(self) -> None:
-        """Create both tables."""
-        sizes = self.architecture
-        self.tokens = self.param("tokens", _draw, (sizes.num_tokens, sizes.embed_dim))
-        self.positions = self.param("positions", _draw, (sizes.pads + sizes.rows, sizes.embed_dim))
-
+    @nn.compact
     def __call__(self) -> tuple[Array, Array]:
         """Return both tables."""
-        return self.tokens, self.positions
+        sizes = self.architecture
+        tokens = self.param("tokens", _draw, (sizes.num_tokens, sizes.embed_dim))
+        return tokens, self.param("positions", _draw, (sizes.pads + sizes.rows, sizes.embed_dim))
 
 
 class Torso(nn.Module):
@@ -127,11 +124,8 @@ class Unembedding(nn.Module):
 
     architecture: GPT
 
-    def setup(self) -> None:
-        """Create both."""
-        self.norm = _norm()
-        self.head = nn.Dense(self.architecture.num_tokens, use_bias=False, kernel_init=_draw)
-
+    @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows K"]:
         """Return log-probabilities, nats."""
-        return jax.nn.log_softmax(self.head(self.norm(x)))
+        head = nn.Dense(self.architecture.num_tokens, use_bias=False, kernel_init=_draw, name="head")
+        return jax.nn.log_softmax(head(_norm(name="norm")(x)))
