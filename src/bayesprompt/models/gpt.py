@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import UserError, check_tokens
 from bayesprompt.models.blocks import GPT, Dropout, Embedding, Torso, Unembedding
-from bayesprompt.models.layers import State, Trace, look_up, run_blocks
+from bayesprompt.models.layers import State, Trace, behind, look_up, run_blocks
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, check_prefix
 
@@ -128,8 +128,7 @@ class GPTNetwork(nn.Module):
         pads, rows = self.architecture.pads, self.rows(prefix, tokens.shape[1])
         table, positions = self.embedding()
         content = look_up(table[None] + positions[pads:, None], tokens[:, :-1])
-        x = jnp.concatenate([jnp.broadcast_to(rows, (len(tokens), *rows.shape)), content], axis=1)
-        layers, x = run_blocks(self.torso.blocks, x, slice(0, pads), prefix.layers)
+        layers, x = run_blocks(self.torso.blocks, behind(rows, content), slice(0, pads), prefix.layers)
         return Trace(layers, self.unembedding(x[:, -self.architecture.size :]))
 
     def decode(self, prefix: Prefix, inputs: Int[Array, "B size"]) -> Int[Array, "B size"]:

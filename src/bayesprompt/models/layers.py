@@ -77,6 +77,11 @@ def look_up(table: Float[Array, "n K *row"], tokens: Int[Array, "B n"]) -> Float
     return table.at[jnp.arange(len(table))[None], tokens].get(mode="fill", fill_value=jnp.nan)
 
 
+def behind(rows: Float[Array, "*rows d"], x: Float[Array, "B *own d"], axis: int = 1) -> Array:
+    """Return x with the same rows before each of its B sequences, joined along an axis of x."""
+    return jnp.concatenate([jnp.broadcast_to(rows, (len(x), *rows.shape)), x], axis=axis)
+
+
 def attend(
     query: Float[Array, "B n H d"],
     key: Float[Array, "B m H d"],
@@ -94,10 +99,7 @@ def attend(
     # Heads come first here, once for all products: each is then a plain product of matrices.
     query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))
     if memory is not None:
-        key, value = (
-            jnp.concatenate([jnp.broadcast_to(past, (len(own), *past.shape)), own], axis=2)
-            for past, own in zip(memory, (key, value), strict=True)
-        )
+        key, value = (behind(past, own, axis=2) for past, own in zip(memory, (key, value), strict=True))
     scores = query @ key.swapaxes(2, 3)
     last = scores.shape[-1] - m + (m - n if place is None else place) + jnp.arange(n)  # that each row sees
     scores = jnp.where(jnp.arange(scores.shape[-1])[None] <= last[:, None], scores, -jnp.inf)

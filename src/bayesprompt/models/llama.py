@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import UserError, check_integer, check_tokens
-from bayesprompt.models.layers import Layer, Memory, State, Trace, attend, cut, rotate, token_losses
+from bayesprompt.models.layers import Layer, Memory, State, Trace, attend, behind, cut, rotate, token_losses
 from bayesprompt.models.llama_sizes import Llama, shapes
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, check_prefix
@@ -158,8 +158,7 @@ def _prompt(sizes: Llama, params: Params, prefix: Prefix, length: int) -> State:
 def _embed(params: Params, state: State, tokens: Int[Array, "B n"]) -> Float[Array, "B m D"]:
     """Return the prompt's rows, if it has any, and the tokens' embeddings (-1: of token 0; none: NaN)."""
     x = params["embedding"].at[jnp.maximum(tokens, 0)].get(mode="fill", fill_value=jnp.nan)
-    rows = state["rows"]
-    return jnp.concatenate([jnp.broadcast_to(rows, (len(x), *rows.shape)), x], axis=1)
+    return behind(state["rows"], x)
 
 
 def _answers(sizes: Llama, answer: int, among: tuple[int, ...], params: Params, state: State, tokens: Array) -> tuple:
@@ -195,10 +194,7 @@ def _inspect(sizes: Llama, answer: int, params: Params, tokens: Int[Array, "B N"
 
     def read(x, xs):
         done = _run(sizes, xs[0], x, xs[1])
-        rows = (
-            jnp.concatenate([jnp.broadcast_to(before, (len(x), *before.shape)), own], axis=1)
-            for before, own in zip(done.prefix, done.rows, strict=True)
-        )
+        rows = (behind(before, own) for before, own in zip(done.prefix, done.rows, strict=True))
         return done.output, Layer(x, done.added, cut(*rows, slice(0, prefix.length)))
 
     x, stacked = jax.lax.scan(read, _embed(params, state, tokens[:, :-1]), (params["torso"], state["layers"]))

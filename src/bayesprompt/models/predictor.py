@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import UserError, check_tokens
 from bayesprompt.devices import Cores, part_size
-from bayesprompt.models.layers import State, Trace, one_hot
+from bayesprompt.models.layers import State, Trace, behind, one_hot
 from bayesprompt.models.lstm import LSTM, LSTMTorso
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix, check_prefix
 from bayesprompt.models.transformer import Transformer, TransformerTorso
@@ -179,13 +179,11 @@ class Network(nn.Module):
     def predict(self, state: State, tokens: Int[Array, "B N"]) -> Float[Array, "B N K"]:
         """Predict every token from the state and the tokens before it; the last token is never read."""
         first, later = self.torso.predict(state, tokens[:, :-1])
-        outputs = jnp.concatenate([jnp.broadcast_to(first, (len(tokens), 1, first.shape[-1])), later], axis=1)
-        return jax.nn.log_softmax(self.unembedding(outputs))
+        return jax.nn.log_softmax(self.unembedding(behind(first[None], later)))
 
     def inspect(self, tokens: Int[Array, "B N"], prefix: Prefix) -> Trace:
         """Read start vector, prefix and tokens row by row."""
         rows = self.rows(prefix)
         data = self.embedding(one_hot(tokens[:, :-1], self.architecture.num_tokens))
-        x = jnp.concatenate([jnp.broadcast_to(rows, (len(tokens), *rows.shape)), data], axis=1)
-        layers, x = self.torso.inspect(x, len(rows), prefix.layers)
+        layers, x = self.torso.inspect(behind(rows, data), len(rows), prefix.layers)
         return Trace(layers, jax.nn.log_softmax(self.unembedding(x[:, len(rows) - 1 :])))
