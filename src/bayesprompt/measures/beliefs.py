@@ -118,13 +118,12 @@ def one_hump_bound(target: Exchangeable, length: int, peak: tuple[float, float] 
 
     def flat(peaks, ends):
         """Evidence (layers, k) of uniform beliefs from a peak to an end, and of the known coins at the peaks."""
-        low, high = (x.ravel()[:, None] for x in np.meshgrid(peaks, ends, indexing="ij"))
-        width = np.abs(high - low)
-        apart = width[:, 0] > 1e-9
-        area = {x: betainc(k + 1, length - k + 1, x) for x in {*peaks, *ends}}
-        inside = np.abs(np.array([area[x] for x in high[apart, 0]]) - np.array([area[x] for x in low[apart, 0]]))
+        width = np.abs(peaks[:, None] - ends)
+        apart = width > 1e-9
+        below = [betainc(k + 1, length - k + 1, x[:, None]) for x in (peaks, ends)]
+        inside = np.abs(below[0][:, None] - below[1])[apart]
         spikes = [p**k * (1 - p) ** (length - k) for p in peaks]
-        return np.concatenate([inside * beta(k + 1, length - k + 1) / width[apart], spikes])
+        return np.concatenate([inside * beta(k + 1, length - k + 1) / width[apart][:, None], spikes])
 
     def least(low, high):
         layers = flat(np.linspace(low, high, 3), np.linspace(0, 1, 201))
