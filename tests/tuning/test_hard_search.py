@@ -36,7 +36,7 @@ def test_hard_search_is_a_brute_force(architecture, length, quick_search, monkey
     np.testing.assert_allclose(found.loss, list(losses.values()), rtol=1e-5)
     assert np.ptp(found.loss) > 0.01
     assert tuple(found.prefix) == min(losses, key=losses.get)
-    monkeypatch.setattr(search, "part_size", lambda *_: 4)
+    monkeypatch.setattr("bayesprompt.models.predictor.part_size", lambda *_: 4)
     again = hard_search(make_predictor(architecture), base, length, data)
     np.testing.assert_allclose(again.loss, found.loss, rtol=1e-5)
 

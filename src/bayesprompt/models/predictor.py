@@ -117,9 +117,14 @@ def predict_all(
     Raises UserError as `Predictor.apply` does.
     """
     check_input(predictor.architecture, tokens, prefix)
-    part = part_size(len(tokens), predictor.sequences_in_cache)
-    parts = _predict_parts(predictor, params, prefix, jnp.asarray(tokens).reshape(-1, part, tokens.shape[1]))
+    parts = _predict_parts(predictor, params, prefix, in_parts(predictor, tokens))
     return np.asarray(parts, np.float64).reshape(len(tokens), *parts.shape[2:])
+
+
+def in_parts(predictor: Predictor, tokens: Int[Array | np.ndarray, "B N"]) -> Int[Array, "P S N"]:
+    """Return sequences in parts of as many as are computed at a time."""
+    size = part_size(len(tokens), predictor.sequences_in_cache)
+    return jnp.asarray(tokens).reshape(-1, size, tokens.shape[1])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -4,14 +4,13 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from bayesprompt.checks import check_integer, check_tokens
-from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, part_size, spread
-from bayesprompt.models.predictor import Params, Predictor
+from bayesprompt.devices import SHARED_OUT, WHOLE, gather, make_mesh, padded, spread
+from bayesprompt.models.predictor import Params, Predictor, in_parts
 from bayesprompt.models.prefixes import Prefix, all_hard_prefixes
 from bayesprompt.settings import fixed
 from bayesprompt.tuning.accepted import check_network
@@ -106,12 +105,6 @@ def coordinate_search(
         found.append(prefix)
         losses.append(loss)
     return CoordinateSearch(found[int(np.argmin(losses))], np.array(losses))
-
-
-def in_parts(predictor: Predictor, tokens: Int[np.ndarray, "B N"]) -> Int[Array, "P S N"]:
-    """Return sequences in parts of as many as are computed at a time."""
-    size = part_size(len(tokens), predictor.sequences_in_cache)
-    return jnp.asarray(tokens.reshape(-1, size, tokens.shape[1]))
 
 
 def mean_loss(predictor: Predictor, params: Params, prefix: Prefix, parts: Int[Array, "P S N"]) -> Float[Array, ""]:
