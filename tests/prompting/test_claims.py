@@ -11,6 +11,7 @@ from bayesprompt import catalog
 from bayesprompt.lab import judging
 from bayesprompt.lab.judging import Part
 from bayesprompt.prompting import claims as genewein
+from bayesprompt.prompting import state_plots
 from bayesprompt.store import Store
 from bayesprompt.theory import claims as theory
 
@@ -226,7 +227,7 @@ def test_exact_claims_hold_without_any_result(claim, tmp_path):
 def test_g15_waits_for_the_networks_and_then_reads_their_states(tmp_path, monkeypatch):
     assert catalog.evaluate("G15", Store(tmp_path, None)).verdict == "not judged"
     order = SimpleNamespace(step_correlation=-0.81, heads_correlation=0.79)
-    monkeypatch.setattr(genewein, "ordering", lambda *_: order)
+    monkeypatch.setattr(state_plots, "ordering", lambda *_: order)
     assert catalog.evaluate("G15", Store(tmp_path)).verdict == "fails"
     order.heads_correlation = 0.8
     assert catalog.evaluate("G15", Store(tmp_path)).verdict == "holds"

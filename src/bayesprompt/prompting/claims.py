@@ -5,13 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bayesprompt.lab.cells import load_network
-from bayesprompt.lab.experiment import Cell
 from bayesprompt.lab.judging import Claim, Part, Results, minus
 from bayesprompt.measures.regret import exact_regret, exact_stderr
-from bayesprompt.prompting.experiments import EXPERIMENTS, PRETRAINING, RANDOM_COINS
-from bayesprompt.prompting.states import ordering
-from bayesprompt.settings import make_key
+from bayesprompt.prompting.experiments import EXPERIMENTS, RANDOM_COINS
+from bayesprompt.prompting.state_plots import load_ordered
 from bayesprompt.sources.coins import CoinMixture
 from bayesprompt.tuning.tuners import PREFIX_METHODS, WEIGHT_METHODS
 
@@ -140,12 +137,10 @@ def _g14(results: Results) -> Iterator[Part]:
 
 def _g15(results: Results) -> Iterator[Part]:
     for network in NETWORKS:
-        cell = Cell(PRETRAINING, network, "Pretrained", results.scale)
         there = results.cell("pretraining", network, "Pretrained") is not None
-        found = load_network(cell, results.store) if there else None
-        order = ordering(*found, make_key(0)) if found else None
+        found = load_ordered(results.store, network, results.scale) if there else None
         for quantity in ("step", "heads"):
-            correlation = None if order is None else abs(getattr(order, f"{quantity}_correlation"))
+            correlation = None if found is None else abs(getattr(found.order, f"{quantity}_correlation"))
             yield Part(f"{network}: one of two components with {quantity}, Spearman", correlation, ">=", 0.8)
 
 
