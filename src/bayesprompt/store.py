@@ -44,9 +44,9 @@ class Store:
         self.folder = Path(folder) if folder is not None else cache_folder()
         self.folders = [self.folder] + ([Path(shipped)] if shipped is not None else [])
 
-    def find(self, name: str, suffix: str = ".nc") -> Path | None:
+    def find(self, name: str) -> Path | None:
         """Return the first file of this cell, unchecked."""
-        return next((f / (name + suffix) for f in self.folders if (f / (name + suffix)).exists()), None)
+        return next((path for folder in self.folders if (path := folder / f"{name}.nc").exists()), None)
 
     def load(self, name: str, config: dict[str, Any] | None = None) -> xr.Dataset | None:
         """Return a cell's dataset if one passes its checks, else None; each file refused is named in one log line."""
@@ -118,8 +118,7 @@ class Store:
 
     def drop_checkpoints(self, name: str, config: dict[str, Any]) -> None:
         """Delete what a finished run of this configuration kept."""
-        whole = self.checkpoint(name, config)
-        for path in (whole, *self.folder.glob(whole.name.replace(".partial", "-*.partial"))):
+        for path in self.folder.glob(f"{self.checkpoint(name, config).stem}*.partial"):
             path.unlink(missing_ok=True)
 
 
