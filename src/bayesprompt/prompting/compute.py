@@ -177,16 +177,13 @@ def _rows(prefix: Prefix) -> np.ndarray | None:
 
 def evaluated(log_probs: Iterator[np.ndarray] | list[np.ndarray], tokens: np.ndarray, oracle: np.ndarray) -> xr.Dataset:
     """Return cumulative regret (Eq. 10) and, of coins, tabulated predictions, a row for each repetition."""
-    regrets, tables = [], []
-    for repetition in log_probs:
-        regrets.append(cumulative_regret(repetition, tokens, oracle))
-        tables.append(tabulate(repetition, tokens))
+    read = [(cumulative_regret(each, tokens, oracle), tabulate(each, tokens)) for each in log_probs]
     found = {
-        "regret": (("repetition", "n"), np.stack([r.mean for r in regrets])),
-        "regret_stderr": (("repetition", "n"), np.stack([r.stderr for r in regrets])),
+        "regret": (("repetition", "n"), np.stack([regret.mean for regret, _ in read])),
+        "regret_stderr": (("repetition", "n"), np.stack([regret.stderr for regret, _ in read])),
     }
     if oracle.shape[-1] == 2:  # how many heads have been seen says all only of coins
-        found["prediction"] = (("repetition", "seen", "heads"), np.stack(tables))
+        found["prediction"] = (("repetition", "seen", "heads"), np.stack([table for _, table in read]))
     return xr.Dataset(found)
 
 
