@@ -13,6 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.stats import chisquare
 
+from bayesprompt.measures.regret import log_loss
 from bayesprompt.models.predictor import Params, Predictor
 from bayesprompt.models.prefixes import NO_PREFIX, Prefix
 from bayesprompt.settings import make_key
@@ -43,21 +44,17 @@ def check_source(source: Any, length: int = 4, sequences: int = 50_000, seed: in
     for n in range(length):
         alike = np.exp(rows[:, n]).reshape(K**n, -1, K)  # sequences that begin with the same n tokens lie together
         assert _same(alike, alike[:, :1]), f"row {n} must depend on the tokens before it only"
-    joint = _sequence_probs(rows, every)
+    joint = np.exp(-log_loss(rows, every).sum(-1))
     assert abs(joint.sum() - 1) < 1e-6, f"all sequences have probability {joint.sum()}: must be 1"
     counts = np.bincount(np.asarray(tokens) @ K ** np.arange(length)[::-1], minlength=len(every))
     assert counts[joint < 1e-12].sum() == 0, "a sequence came up that the Bayes predictor rules out"
     _agree(counts, joint * sequences)
     few = jax.tree.map(lambda x: np.asarray(x[:500]), latent)
     for text, prob in zip(every, joint, strict=True):
-        own = source.oracle_log_probs(np.tile(text, (500, 1)), few)
-        each = _sequence_probs(np.asarray(own, np.float64), np.tile(text, (500, 1)))
+        repeated = np.tile(text, (500, 1))
+        each = np.exp(-log_loss(source.oracle_log_probs(repeated, few), repeated).sum(-1))
         error = 6 * each.std() / np.sqrt(500) + 1e-9
         assert abs(each.mean() - prob) <= error, f"oracle and Bayes predictor disagree on {text.tolist()}"
-
-
-def _sequence_probs(rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    return np.exp(np.take_along_axis(rows, tokens[..., None], axis=-1)[..., 0].sum(-1))
 
 
 def _agree(counts: np.ndarray, expected: np.ndarray) -> None:
@@ -89,7 +86,7 @@ def check_predictor(predictor: Predictor, params: Params | None = None, length: 
         assert _same(changed[:, :seen], log_probs[:, :seen]), f"row {seen - 1} must not see token {place}"
     state = predictor.prompt(params, NO_PREFIX, length)
     losses = predictor.token_losses(params, state, tokens)
-    own = -jnp.take_along_axis(log_probs, tokens[:, length - n :, None], axis=-1)[..., 0]
+    own = log_loss(log_probs, tokens[:, length - n :])
     assert _same(losses, own), "token_losses must be what `predict` gives the tokens"
 
 
