@@ -191,10 +191,9 @@ def own_store() -> Store:
 
 def save(outcome: Outcome, store: Store, seconds: float = 0.0) -> str:
     """Store settings, curves and arrays as a cell; return its name."""
-    config = dataclasses.asdict(outcome.settings)
-    done = outcome.dataset.sizes["tuning_step"]
-    name = f"{PREFIX}{digest(config | {'done': done})[:8]}"
-    store.save(name, outcome.dataset, config | {"done": done}, seconds)
+    config = dataclasses.asdict(outcome.settings) | {"done": outcome.dataset.sizes["tuning_step"]}
+    name = f"{PREFIX}{digest(config)[:8]}"
+    store.save(name, outcome.dataset, config, seconds)
     store.save_arrays(name, {"base": outcome.base} | ({} if outcome.phi is None else {"phi": outcome.phi}))
     return name
 
