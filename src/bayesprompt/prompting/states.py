@@ -101,6 +101,5 @@ def tuned_prefixes(
     prefixes: dict[str, list[Prefix] | None] = {"NoTuning": [NO_PREFIX]}
     for method in PREFIX_METHODS:
         cell = load_cell(Cell(experiment, architecture, method, scale), store)
-        found = [] if cell is None else [prefix_from_rows(method, rows) for rows in cell.prefix.values]
-        prefixes[method] = found or None
+        prefixes[method] = None if cell is None else [prefix_from_rows(method, rows) for rows in cell.prefix.values]
     return prefixes
