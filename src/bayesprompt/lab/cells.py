@@ -32,18 +32,18 @@ def scale_of(dataset: xr.Dataset) -> str:
     return json.loads(dataset.attrs["config"])["scale"]
 
 
-def condense(dataset: xr.Dataset, n: int = 50) -> xr.Dataset:
+def condense(dataset: xr.Dataset) -> xr.Dataset:
     """Return what is kept of a cell's results; a cell that was stored whole, as earlier versions did, becomes the same.
 
     Networks compute in float32, and so are the regrets of their repetitions kept. Of the repetitions' tabulated
-    predictions there remain those of the repetition with the median regret at step n (or the last), and their mean.
+    predictions there remain those of `median_repetition`, and their mean.
     Tuning losses become means over stretches of steps, named by their last.
     """
     narrow = {k: v.astype(np.float32) for k, v in dataset.data_vars.items() if v.dtype == np.float64 and v.size > 1000}
     dataset = dataset.assign(narrow)
     if "prediction" in dataset and "repetition" in dataset.prediction.dims:
         each = dataset.prediction
-        dataset = dataset.assign(prediction=each[median_repetition(dataset, n)])
+        dataset = dataset.assign(prediction=each[median_repetition(dataset)])
         if each.sizes["repetition"] > 1:
             dataset = dataset.assign(mean_prediction=each.mean("repetition"))
     if "tuning_step" in dataset.dims and "tuning_step" not in dataset.coords:
