@@ -30,6 +30,7 @@ from bayesprompt.tuning.hard_search import hard_search
 from bayesprompt.tuning.tuners import METHODS, make_tuner
 
 TARGETS = ("one coin", "two coins", "alternating", "chain", "die")
+CHOICES = {"target": TARGETS, "architecture": ("lstm", "transformer"), "method": METHODS}
 LENGTH, SEQUENCES = 50, 256  # of tuning and evaluation
 PREFIX = "laboratory-"  # of what is saved
 # Called with a stage, a step, how many there are, and the loss (nats a sequence); it returns True to stop the stage.
@@ -63,7 +64,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise UserError for a name that is not there; numbers are checked where they are used."""
-        for name, among in (("target", TARGETS), ("architecture", ("lstm", "transformer")), ("method", METHODS)):
+        for name, among in CHOICES.items():
             if getattr(self, name) not in among:
                 raise UserError(f"{name} = {getattr(self, name)}: must be one of {', '.join(among)}")
         check_integer("sides", self.sides, 2, 10)

@@ -13,13 +13,11 @@ from bayesprompt.checks import UserError
 from bayesprompt.lab.plotting import METHOD_COLORS
 from bayesprompt.lab.widgets import data_url
 from bayesprompt.prompting import laboratory
-from bayesprompt.prompting.laboratory import TARGETS, Outcome, Settings
+from bayesprompt.prompting.laboratory import CHOICES, Outcome, Settings
 from bayesprompt.store import Store
-from bayesprompt.tuning.tuners import METHODS
 
 # Which of the target's numbers a target reads.
 READS = {"one coin": ("bias",), "two coins": ("bias", "other", "weight"), "chain": ("stay",), "die": ("bias", "sides")}
-CHOICES = {"target": TARGETS, "architecture": ("lstm", "transformer"), "method": METHODS}
 RANGES = {
     "bias": (0.05, 0.95, 0.05),
     "other": (0.05, 0.95, 0.05),
