@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
 import tempfile
@@ -15,8 +14,6 @@ import numpy as np
 import safetensors.numpy
 
 from bayesprompt.checks import UserError
-
-LOG = logging.getLogger("bayesprompt")
 
 
 class RefusedFileError(UserError):

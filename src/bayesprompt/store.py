@@ -14,7 +14,6 @@ import platformdirs
 import xarray as xr
 
 from bayesprompt.files import (
-    LOG,
     RefusedFileError,
     canonical,
     check_there,
@@ -27,6 +26,7 @@ from bayesprompt.files import (
     write_atomically,
 )
 from bayesprompt.provenance import provenance
+from bayesprompt.settings import LOG
 
 SHIPPED = Path(__file__).parent / "results"
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bayesprompt.files import LOG, OtherRunError, RefusedFileError, load_arrays, set_aside, tree_hash
+from bayesprompt.files import OtherRunError, RefusedFileError, load_arrays, set_aside, tree_hash
 from bayesprompt.models.predictor import Params, Predictor
-from bayesprompt.settings import USUAL, told
+from bayesprompt.settings import LOG, USUAL, told
 from bayesprompt.tuning.tuners import Tuner
 
 
