@@ -43,7 +43,6 @@ class Sampler(Protocol):
 
     def sample(self, key: PRNGKeyArray, batch: int, length: int) -> tuple[Int[Array, "{batch} {length}"], Any]:
         """Draw sequences, and each one's latent: a tree of arrays or None. Traced, as under jit and vmap."""
-        ...
 
 
 @runtime_checkable
@@ -52,11 +51,9 @@ class Source(Sampler, Protocol):
 
     def oracle_log_probs(self, tokens: Tokens, latent: Any) -> Float[np.ndarray, "*batch N K"]:
         """Return log P(x_n = . | tau, x_<n), n = 1..N: what a reader predicts who knows each sequence's `latent`."""
-        ...
 
     def bayes_log_probs(self, tokens: Tokens) -> Float[np.ndarray, "*batch N K"]:
         """Return log xi(x_n = . | x_<n), n = 1..N (Eq. 2), of the Bayes predictor xi, who does not know tau."""
-        ...
 
 
 class Exchangeable(abc.ABC):

@@ -96,7 +96,6 @@ class _Mixture(_Parameters, Exchangeable):
         return np.logaddexp.reduce(log_posterior[..., None] + log(normalised(self.components)), axis=-2)
 
     def mean_entropy(self: Any) -> float:
-        """Return E_tau[H(tau)], nats a token: the log-loss that remains to a reader who knows tau."""
         return float(normalised(self.weights) @ entr(normalised(self.components)).sum(-1))
 
 
@@ -118,7 +117,6 @@ class _Dirichlet(_Parameters, Exchangeable):
         return log(normalised(check_counts(counts, self.num_tokens) + np.asarray(self.concentration, np.float64)))
 
     def mean_entropy(self: Any) -> float:
-        """Return E_tau[H(tau)], nats a token: the log-loss that remains to a reader who knows tau."""
         prior = np.asarray(self.concentration, np.float64)
         return float(digamma(prior.sum() + 1) - normalised(prior) @ digamma(prior + 1))
 

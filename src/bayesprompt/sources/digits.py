@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from bayesprompt.checks import UserError
 
-NUM_DIGITS = 8  # inputs are 0..7, three bits each
-NUM_TOKENS = 10  # so that 2 can be added
+NUM_TOKENS = 10  # inputs are 0..7, three bits each, so that 2 can be added
 SIZE = 10  # digits in an input, and in its answer
 # An input with more distinct digits than this is kept with probability 1/2.
 FEW_DISTINCT = 5
